@@ -1,0 +1,272 @@
+"""The command line: parse, call one function, print.
+
+Exit codes   0 done · 1 doctor found a kernel that computes wrongly · 2 something the user can mend, said in one line
+             130 interrupted · 141 nobody reads the output any more
+Whatever is heavy (NumPy, LLVM, the hub) is imported inside the command that needs it.
+"""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from lutra import __version__
+from lutra.cli_input import read_all, read_message, read_prompt, split_words
+from lutra.cli_model import resolve
+from lutra.cli_show import LoadProgress, show_text, stats_line
+from lutra.errors import LutraError, RequestError
+
+if TYPE_CHECKING:
+    from lutra.engine.llm import LLM
+
+Command = Callable[..., Any]
+
+
+def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Join several click decorators into one, in the order in which --help shows them."""
+
+    def apply(command: Command) -> Command:
+        for decorate in reversed(decorators):
+            command = decorate(command)
+        return command
+
+    return apply
+
+
+sampling_options = options(
+    click.option("-n", "--max-tokens", type=click.IntRange(min=1), help="Stop after this many tokens."),
+    click.option("--temperature", type=click.FloatRange(min=0), help="0 always takes the likeliest token."),
+    click.option("--top-p", type=click.FloatRange(0, 1), help="Keep the likeliest tokens that add up to this."),
+    click.option("--top-k", type=click.IntRange(min=0), help="Keep this many of the likeliest tokens; 0 keeps all."),
+    click.option("--min-p", type=click.FloatRange(0, 1), help="Drop tokens below this share of the likeliest one."),
+    click.option("--seed", type=click.IntRange(min=0), help="The same seed gives the same text, on every machine."),
+)
+threads_option = click.option("--threads", type=click.IntRange(min=1), help="Default: the cores this process may use.")
+context_option = click.option("--ctx", "context", type=click.IntRange(min=1), help="Tokens to make room for.")
+speed_options = options(
+    click.option("--stats/--no-stats", default=None, help="Speed at the end, on stderr.  Default: on a terminal."),
+    click.option("-v", "--verbose", is_flag=True, help="Say what was loaded, and the speed."),
+)
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lutra")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Run language models whose weights have one to four bits, on kernels compiled for this CPU."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@cli.command()
+@click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]")
+@click.option("-m", "--model", help="The model; then the one word left is the prompt.")
+@sampling_options
+@threads_option
+@context_option
+@speed_options
+def run(
+    words: tuple[str, ...],
+    model: str | None,
+    threads: int | None,
+    context: int | None,
+    stats: bool | None,
+    verbose: bool,
+    **sampling: Any,
+) -> None:
+    """Continue PROMPT with MODEL, and print the text as it comes.
+
+    \b
+    lutra run "Once upon a time"              the model that comes with lutra
+    lutra run model.gguf "Once upon a time"   another: a file, a folder, org/repo, or org/repo:part-of-file-name
+    lutra run -m model.gguf - < prompt.txt    the prompt from stdin; so does no prompt at all in a pipe
+
+    A single word is the MODEL if it is a path that exists or looks like org/repo; otherwise it is the PROMPT.
+    Use -m where that guesses wrong.
+    """
+    model, prompt = split_words(words, model)
+    text = read_prompt(prompt)
+    llm = load(model, threads, context, verbose)
+    show_text(llm.stream(text, sampling_params(sampling)), prompt=text)
+    show_stats(llm, stats, verbose)
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option("--system", help="What the model is told before the first message.")
+@sampling_options
+@threads_option
+@context_option
+@speed_options
+def chat(
+    model: str | None,
+    system: str | None,
+    threads: int | None,
+    context: int | None,
+    stats: bool | None,
+    verbose: bool,
+    **sampling: Any,
+) -> None:
+    """Talk with MODEL, which must have a chat template.
+
+    Ctrl-C stops an answer, Ctrl-D leaves, /clear forgets what was said.
+    """
+    llm = load(model, threads, context, verbose)
+    params = sampling_params(sampling)
+    opening = [{"role": "system", "content": system}] if system else []
+    messages = list(opening)
+    while (line := read_message()) is not None:
+        if line == "/clear":
+            messages = list(opening)
+        elif line:
+            messages.append({"role": "user", "content": line})
+            messages.append({"role": "assistant", "content": answer(llm, messages, params)})
+            show_stats(llm, stats, verbose)
+
+
+@cli.group()
+def inspect() -> None:
+    """Look inside a model, a kernel or a format."""
+
+
+@inspect.command("model")
+@click.argument("model", required=False)
+def inspect_model(model: str | None) -> None:
+    """Print the shape of MODEL and how each of its tensors is stored and computed."""
+    click.echo(load(model).describe())
+
+
+@inspect.command("kernel")
+@click.argument("name")
+def inspect_kernel(name: str) -> None:
+    """Print what became of the kernel NAME: traced IR, LLVM text, assembly, counts and compile time."""
+    from lutra.compiler import jit
+
+    click.echo(jit.show(name))
+
+
+@inspect.command("format")
+@click.argument("name")
+def inspect_format(name: str) -> None:
+    """Print what the bits of the format NAME mean."""
+    from lutra.formats import catalog
+
+    click.echo(catalog.describe(name))
+
+
+@cli.command()
+@click.pass_context
+def doctor(context: click.Context) -> None:
+    """Print what this machine can do, and run one kernel on every instruction set it has."""
+    from lutra import machine
+
+    click.echo(machine.report())
+    results = machine.self_test()
+    for isa, ok, detail in results:
+        click.echo(f"{isa:10} {'ok' if ok else 'WRONG':6} {detail}")
+    context.exit(0 if all(ok for _, ok, _ in results) else 1)
+
+
+@cli.command()
+@click.option("--shape", default="2b", show_default=True, help="Sizes of a model with random weights.")
+@click.option("--format", "format_name", default="ternary", show_default=True, help="Format of all its weights.")
+@threads_option
+@click.option("-p", "--prompt", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens to prefill.")
+@click.option("-n", "--gen", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens to decode.")
+def bench(shape: str, format_name: str, threads: int | None, prompt: int, gen: int) -> None:
+    """Measure tokens per second beside the roof of this machine; no download."""
+    from lutra import bench as benchmark
+
+    click.echo(benchmark.run(shape, format_name, threads, prompt, gen))
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("file", type=click.File("r", encoding="utf-8"))
+@threads_option
+@context_option
+def perplexity(model: str, file: TextIO, threads: int | None, context: int | None) -> None:
+    """Measure how well MODEL expects the text in FILE (UTF-8; - is stdin): lower is better."""
+    text = read_all(file)
+    click.echo(f"perplexity {load(model, threads, context).perplexity(text, context):.4f}")
+
+
+@cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train(arguments: tuple[str, ...]) -> None:
+    """Train a ternary model in PyTorch; the same as python -m lutra.train, whose --help lists the arguments."""
+    if importlib.util.find_spec("torch") is None:
+        raise RequestError("training expected PyTorch, which is not installed; do: pip install 'lutra[train]'")
+    import runpy
+
+    sys.argv = ["lutra train", *arguments]
+    runpy.run_module("lutra.train", run_name="__main__", alter_sys=True)
+
+
+def answer(llm: "LLM", messages: list[dict[str, str]], params: Any) -> str:
+    """Print the model's next message and return it; Ctrl-C keeps what has come so far."""
+    said: list[str] = []
+
+    def pieces() -> Any:
+        for piece in llm.chat(messages, params):
+            said.append(piece)
+            yield piece
+
+    try:
+        show_text(pieces())
+    except KeyboardInterrupt:
+        click.echo()
+    return "".join(said)
+
+
+def load(model: str | None, threads: int | None = None, context: int | None = None, verbose: bool = False) -> "LLM":
+    path = resolve(model)
+    from lutra.engine.llm import LLM
+
+    with LoadProgress() as progress:
+        llm = LLM.load(path, threads=threads, context=context, progress=progress)
+    if verbose:
+        click.echo(llm.describe(), err=True)
+    return llm
+
+
+def sampling_params(given: dict[str, Any]) -> Any:
+    """Make SamplingParams of the flags that were given; its own defaults stand for the others."""
+    from lutra.engine.params import SamplingParams
+
+    return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+
+def show_stats(llm: "LLM", stats: bool | None, verbose: bool) -> None:
+    if verbose or (sys.stderr.isatty() if stats is None else stats):
+        click.secho(stats_line(llm.stats), err=True, dim=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave the process with its exit code."""
+    sys.exit(exit_code(arguments))
+
+
+def exit_code(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; what a user can cause becomes one line on stderr, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a model may write what the terminal's encoding lacks
+    try:
+        code = cli.main(arguments, prog_name="lutra", standalone_mode=False)
+        sys.stdout.flush()
+        return code or 0
+    except (click.Abort, KeyboardInterrupt):
+        return 130  # click has ended the line
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
+        return 141
+    except (click.ClickException, LutraError) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"error: {message}", err=True)
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            click.echo(f"see: {error.ctx.command_path} --help", err=True)
+        return 2
