@@ -33,7 +33,7 @@ def fetch(repo: str, file_part: str | None = None) -> Path:
     found = sorted(path.relative_to(folder) for path in folder.rglob(f"*{file_part}*.gguf"))
     if len(found) != 1:
         names = ", ".join(map(str, found)) or "none"
-        raise FileError(f"{repo}: expected one .gguf file named like '{file_part}', found {names}; give more of its name")
+        raise FileError(f"{repo}: expected one .gguf file named like '{file_part}', found {names}; say more of it")
     return folder / found[0]
 
 
