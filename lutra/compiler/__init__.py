@@ -1,0 +1,1 @@
+"""A kernel language in Python and its compiler.  Knows no formats and no models."""

@@ -1,0 +1,140 @@
+"""What each operation means in NumPy, and how each instruction set does it.
+
+INSTRUCTIONS maps an operation's name to rows, best first.  A row says which CPU features it needs, when it applies,
+and how to emit it; the last row of every operation needs nothing and is plain LLVM vector code, so every kernel
+runs on every target.  MEANING is the definition; every row must equal it bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lutra.compiler import lower
+from lutra.compiler.ir import Op
+from lutra.compiler.types import DType, Type
+
+Array = Any  # numpy scalar or array; lanes = 1 values are zero-dimensional
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One way to emit an operation."""
+
+    emit: Callable[[lower.Emitter, Op], str]
+    needs: frozenset[str] = frozenset()
+    applies: Callable[[Op], bool] = lambda op: True
+
+
+def _dot4(acc: Array, a: Array, b: Array, bound: int) -> Array:
+    assert int(a.max()) <= bound, f"dot4 was promised operands <= {bound}, got {int(a.max())}"
+    products = a.astype(np.int32).reshape(-1, 4) * b.astype(np.int32).reshape(-1, 4)
+    return acc + products.sum(1, dtype=np.int32)
+
+
+def _round_even(a: Array) -> Array:
+    assert np.all(np.abs(a) < 2**22), "round_even is defined for |a| < 2**22"
+    return np.rint(a)
+
+
+def _halve(a: Array, combine: Callable[[Array, Array], Array]) -> Array:
+    while a.size > 1:
+        half = a.size // 2
+        a = combine(a[:half], a[half:])
+    return a.reshape(())[()]
+
+
+def convert(a: Array, dtype: DType) -> Array:
+    """NumPy's casts are the language's: truncating, extending, round to even."""
+    return a.astype(dtype.numpy)
+
+
+def bitcast(a: Array, result: Type) -> Array:
+    bits = np.ascontiguousarray(a).reshape(-1).view(result.dtype.numpy)
+    return bits if result.lanes > 1 else bits[0]
+
+
+def _shift(a: Array, b: Array, direction: str) -> Array:
+    assert np.all((b >= 0) & (b < a.dtype.itemsize * 8)), "shift distance must be smaller than the element"
+    return np.left_shift(a, b) if direction == "left" else np.right_shift(a, b)
+
+
+MEANING: dict[str, Callable[..., Array]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "quotient": lambda a, b: a // b,
+    "remainder": lambda a, b: a % b,
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b,
+    "shl": lambda a, b: _shift(a, b, "left"),
+    "shr": lambda a, b: _shift(a, b, "right"),
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b,
+    "min": lambda a, b: np.where(a < b, a, b)[()],
+    "max": lambda a, b: np.where(a > b, a, b)[()],
+    "abs": np.abs,
+    "sqrt": np.sqrt,
+    "round_even": _round_even,
+    "select": lambda c, a, b: np.where(c, a, b)[()],
+    "reduce_add": lambda a: _halve(a, np.add),
+    "reduce_max": lambda a: _halve(a, lambda x, y: np.where(x > y, x, y)),
+    "dot4": _dot4,
+    "lookup": lambda table, index: table[index],
+}
+
+_X86_512 = frozenset({"avx512bw"})
+
+INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
+    **{name: (Instruction(lower.arithmetic),) for name in lower.ARITHMETIC},
+    **{name: (Instruction(lower.comparison),) for name in lower.COMPARISONS},
+    "min": (Instruction(lower.min_max),),
+    "max": (Instruction(lower.min_max),),
+    "abs": (Instruction(lower.absolute),),
+    "sqrt": (Instruction(lower.square_root),),
+    "round_even": (Instruction(lower.round_even),),
+    "select": (Instruction(lower.select),),
+    "bitcast": (Instruction(lower.bitcast),),
+    "splat": (Instruction(lower.splat),),
+    "shuffle": (Instruction(lower.shuffle),),
+    "extract": (Instruction(lower.extract),),
+    "reduce_add": (Instruction(lower.reduction),),
+    "reduce_max": (Instruction(lower.reduction),),
+    "convert": (
+        Instruction(lower.convert_half_native, frozenset({"f16c"}), lower.is_half_conversion),
+        Instruction(lower.convert),
+    ),
+    # 64 products and 16 sums in one instruction; AVX-VNNI has the 32-product form
+    "dot4": (
+        Instruction(lower.dot4_vnni512, frozenset({"avx512vnni"}), lambda op: _lanes(op) % 16 == 0),
+        Instruction(lower.dot4_vnni256, frozenset({"avx512vnni", "avx512vl"}), lambda op: _lanes(op) % 8 == 0),
+        Instruction(lower.dot4_avxvnni, frozenset({"avxvnni"}), lambda op: _lanes(op) % 8 == 0),
+        # maddubs adds two products in 16 bits: safe while 2 * bound * 128 < 2**15
+        Instruction(lower.dot4_maddubs, frozenset({"avx2"}), lambda op: _lanes(op) % 8 == 0 and op.attributes["bound"] <= 127),
+        Instruction(lower.dot4_madd, frozenset({"avx2"}), lambda op: _lanes(op) % 8 == 0),
+        Instruction(lower.dot4_plain),
+    ),
+    "lookup": (
+        Instruction(lower.lookup_pshufb512, _X86_512, lambda op: _lanes(op) % 64 == 0),
+        Instruction(lower.lookup_pshufb256, frozenset({"avx2"}), lambda op: _lanes(op) % 32 == 0),
+        Instruction(lower.lookup_plain),
+    ),
+}
+
+
+def _lanes(op: Op) -> int:
+    assert op.result is not None
+    return op.result.type.lanes
+
+
+def select(op: Op, features: frozenset[str]) -> Instruction:
+    """The best row for this operation on a CPU with these features."""
+    return next(row for row in INSTRUCTIONS[op.name] if row.needs <= features and row.applies(op))

@@ -1,0 +1,209 @@
+"""Machine code for kernels: LLVM, an on-disk cache that can be read, and the linker of this process.
+
+One folder per specialised kernel holds its IR, LLVM text, assembly, object and meta.json.  The folder's name is a
+digest of everything the code depends on; a second process loads the object without tracing or compiling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+
+from lutra import debug
+from lutra.compiler import cost
+from lutra.compiler.check import check
+from lutra.compiler.emit_llvm import emit
+from lutra.compiler.ir import Function, to_text
+from lutra.compiler.targets import Target
+from lutra.errors import LutraError
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel's machine code in this process, and the folder that shows how it came about."""
+
+    symbol: str
+    address: int
+    folder: Path
+    isa: str
+
+    def text(self, stage: str) -> str:
+        """One of the artefacts: 'ir', 'llvm', 'asm' or 'meta'."""
+        return (self.folder / STAGES[stage]).read_text()
+
+
+STAGES = {"ir": "ir.txt", "llvm": "kernel.ll", "asm": "kernel.s", "meta": "meta.json"}
+_OBJECT = "kernel.o"
+
+
+@cache
+def cache_folder() -> Path:
+    """The kernel cache: $LUTRA_CACHE, or `lutra/kernels` in the user's cache folder; made private to the user.
+
+    Raises LutraError when it belongs to somebody else: its objects are executed.
+    """
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lutra" / "kernels"
+    folder = Path(os.environ.get("LUTRA_CACHE") or default)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise LutraError(f"cannot make the kernel cache {folder}: {error}; set LUTRA_CACHE to a folder you own") from None
+    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+        raise LutraError(f"the kernel cache {folder} belongs to another user; set LUTRA_CACHE to a folder you own")
+    return folder
+
+
+@cache
+def sources_digest(folder: str) -> str:
+    """Digest of the compiler's sources and of the kernel package in `folder`: a change to either recompiles."""
+    digest = hashlib.sha256()
+    for path in sorted([*Path(__file__).parent.glob("*.py"), *Path(folder).glob("*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def key(name: str, static: dict[str, Any], target: Target, kernel_folder: str) -> str:
+    """Everything the machine code depends on, as 16 hexadecimal digits."""
+    parts = [name, sorted(static.items()), target.isa, target.llvm_features, _llvm_version(), sources_digest(kernel_folder)]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _llvm_version() -> str:
+    return f"llvmlite {llvmlite.__version__}, LLVM {'.'.join(map(str, llvm.llvm_version_info))}"
+
+
+def load(name: str, digest: str, target: Target) -> Compiled | None:
+    """Link a cached object, or None when there is no whole one."""
+    folder = cache_folder() / f"{name}-{target.isa}-{digest}"
+    try:
+        code = (folder / _OBJECT).read_bytes()
+        meta = json.loads((folder / STAGES["meta"]).read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(meta, dict) or meta.get("object_sha256") != hashlib.sha256(code).hexdigest():
+        return None
+    symbol = f"{name}_{target.isa}_{digest}"
+    return Compiled(symbol, _link(symbol, code), folder, target.isa)
+
+
+def build(function: Function, digest: str, target: Target) -> Compiled:
+    """Compile a traced kernel, store every stage beside each other, link it."""
+    check(function)
+    symbol = f"{function.name}_{target.isa}_{digest}"
+    text = emit(function, symbol, target)
+    started = time.perf_counter()
+    machine = _target_machine(target)
+    module = llvm.parse_assembly(text)
+    module.verify()
+    _optimise(module, machine)
+    code, assembly = machine.emit_object(module), machine.emit_assembly(module)
+    compile_ms = (time.perf_counter() - started) * 1e3
+    meta = {
+        "kernel": function.name,
+        "static": {name: str(value) for name, value in function.static.items()},
+        "isa": target.isa,
+        "features": sorted(target.features),
+        "llvm": _llvm_version(),
+        "compile_ms": round(compile_ms, 2),
+        "cost": cost.count(function),
+        "object_sha256": hashlib.sha256(code).hexdigest(),
+    }
+    stages = {"ir": to_text(function), "llvm": str(module), "asm": assembly, "meta": json.dumps(meta, indent=1)}
+    folder = cache_folder() / f"{function.name}-{target.isa}-{digest}"
+    _store(folder, {**{STAGES[stage]: body.encode() for stage, body in stages.items()}, _OBJECT: code})
+    return Compiled(symbol, _link(symbol, code), folder, target.isa)
+
+
+def show(compiled: Compiled) -> None:
+    """Print the stages LUTRA_DEBUG asks for; works on cache hits too."""
+    name = compiled.folder.name.split("-")[0]
+    for stage in ("ir", "llvm", "asm"):
+        if debug.enabled(stage, name):
+            print(f"; {compiled.folder.name} {stage}\n{compiled.text(stage)}")
+
+
+def _store(folder: Path, files: dict[str, bytes]) -> None:
+    """Write all files into a new folder and move it into place; another process may win, which is fine."""
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+    for name, body in files.items():
+        (staging / name).write_bytes(body)
+    if folder.exists():
+        for name in files:
+            os.replace(staging / name, folder / name)
+        staging.rmdir()
+        return
+    try:
+        staging.rename(folder)
+    except OSError:  # somebody else has just put the same kernel there
+        for name in files:
+            os.replace(staging / name, folder / name)
+        staging.rmdir()
+
+
+@cache
+def _target_machine(target: Target) -> llvm.TargetMachine:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    native = llvm.Target.from_default_triple()
+    # A portable kernel may use only what every CPU of this architecture has.
+    return native.create_target_machine(
+        cpu=target.cpu or ("x86-64" if "x86_64" in native.triple else "generic"),
+        features=target.llvm_features,
+        opt=3,
+        reloc="default",
+        codemodel="jitdefault",
+    )
+
+
+def _optimise(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = False  # kernels say their vectors themselves
+    options.slp_vectorization = False
+    options.loop_unrolling = False
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+
+
+class Linker:
+    """The one engine that maps object code into this process."""
+
+    def __init__(self) -> None:
+        machine = _target_machine(Target("portable", "", frozenset()))
+        self.engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+
+    def link(self, symbol: str, code: bytes) -> int:
+        self.engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        self.engine.finalize_object()
+        address = self.engine.get_function_address(symbol)
+        if not address:
+            raise LutraError(f"the kernel cache holds an object without {symbol}; delete {cache_folder()} and run again")
+        return int(address)
+
+
+@cache
+def _linker() -> Linker:
+    return Linker()
+
+
+@cache
+def _link(symbol: str, code: bytes) -> int:
+    return _linker().link(symbol, code)
+
+
+def link_text(text: str, symbol: str) -> int:
+    """Compile a hand-written LLVM module for the baseline CPU and return the address of `symbol`."""
+    module = llvm.parse_assembly(text)
+    module.verify()
+    machine = _target_machine(Target("portable", "", frozenset()))
+    _optimise(module, machine)
+    return _link(symbol, machine.emit_object(module))

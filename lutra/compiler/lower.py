@@ -1,0 +1,428 @@
+"""How single operations become LLVM text, generic ones and those with an instruction of their own."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from lutra.compiler.ir import Op, Value
+from lutra.compiler.types import Type, bf16, f16, f32, i8, i16, i32, u8
+
+ARITHMETIC = ("add", "sub", "mul", "div", "quotient", "remainder", "and", "or", "xor", "shl", "shr")
+COMPARISONS = ("lt", "le", "gt", "ge", "eq")
+
+
+@dataclass
+class Emitter:
+    """Collects LLVM lines; `line` returns the name of the value it defines."""
+
+    lines: list[str] = field(default_factory=list)
+    declarations: set[str] = field(default_factory=set)
+    names: dict[str, str] = field(default_factory=dict)  # IR value → LLVM value
+    count: int = 0
+
+    def line(self, text: str) -> str:
+        self.count += 1
+        name = f"%t{self.count}"
+        self.lines.append(f"  {name} = {text}")
+        return name
+
+    def of(self, value: Value) -> str:
+        return self.names[value.name]
+
+    def call(self, result: str, intrinsic: str, *args: tuple[str, str]) -> str:
+        """Call an LLVM intrinsic with (type, value) arguments."""
+        types = ", ".join(kind for kind, _ in args)
+        self.declarations.add(f"declare {result} @{intrinsic}({types})")
+        return self.line(f"call {result} @{intrinsic}({', '.join(f'{kind} {value}' for kind, value in args)})")
+
+    def part(self, value: str, kind: Type, start: int, lanes: int) -> str:
+        """Lanes start .. start + lanes - 1 of a vector."""
+        if lanes == kind.lanes:
+            return value
+        picks = ", ".join(f"i32 {start + i}" for i in range(lanes))
+        return self.line(f"shufflevector {kind.llvm} {value}, {kind.llvm} poison, <{lanes} x i32> <{picks}>")
+
+    def join(self, parts: list[str], kind: Type) -> str:
+        """Concatenate equal vectors of type `kind`; their number is a power of two."""
+        while len(parts) > 1:
+            picks = ", ".join(f"i32 {i}" for i in range(2 * kind.lanes))
+            parts = [
+                self.line(f"shufflevector {kind.llvm} {a}, {kind.llvm} {b}, <{2 * kind.lanes} x i32> <{picks}>")
+                for a, b in zip(parts[::2], parts[1::2], strict=True)
+            ]
+            kind = Type(kind.dtype, 2 * kind.lanes)
+        return parts[0]
+
+    def constant(self, kind: Type, number: int | float) -> str:
+        text = float_text(float(number)) if kind.dtype == f32 else str(int(number))
+        if kind.lanes == 1:
+            return text
+        return f"splat ({kind.dtype.llvm} {text})"
+
+
+def float_text(number: float) -> str:
+    """An f32 in LLVM's exact spelling: the hexadecimal image of the same value as a double."""
+    single = struct.unpack("<f", struct.pack("<f", number))[0]
+    return f"0x{struct.unpack('<Q', struct.pack('<d', single))[0]:016X}"
+
+
+def kind_of(value: Value) -> Type:
+    assert isinstance(value.type, Type)
+    return value.type
+
+
+def _result(op: Op) -> Type:
+    assert op.result is not None
+    return kind_of(op.result)
+
+
+# ---- generic ----------------------------------------------------------------------------------------------------
+
+_INT_WORDS = {"add": "add", "sub": "sub", "mul": "mul", "and": "and", "or": "or", "xor": "xor", "shl": "shl"}
+_FLOAT_WORDS = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
+_SIGNED_WORDS = {"quotient": "sdiv", "remainder": "srem", "shr": "ashr"}
+_UNSIGNED_WORDS = {"quotient": "udiv", "remainder": "urem", "shr": "lshr"}
+
+
+def arithmetic(e: Emitter, op: Op) -> str:
+    kind = _result(op)
+    signed = _SIGNED_WORDS if kind.dtype.kind == "int" else _UNSIGNED_WORDS
+    words = _FLOAT_WORDS if kind.dtype.is_float else {**_INT_WORDS, **signed}
+    a, b = map(e.of, op.operands)
+    return e.line(f"{words[op.name]} {kind.llvm} {a}, {b}")
+
+
+def comparison(e: Emitter, op: Op) -> str:
+    kind = kind_of(op.operands[0])
+    a, b = map(e.of, op.operands)
+    if kind.dtype.is_float:
+        return e.line(f"fcmp o{op.name} {kind.llvm} {a}, {b}" if op.name != "eq" else f"fcmp oeq {kind.llvm} {a}, {b}")
+    sign = "" if op.name == "eq" else "s" if kind.dtype.kind == "int" else "u"
+    return e.line(f"icmp {sign}{op.name} {kind.llvm} {a}, {b}")
+
+
+def _compare(e: Emitter, word: str, kind: Type, a: str, b: str) -> str:
+    prefix = "fcmp o" if kind.dtype.is_float else "icmp s" if kind.dtype.kind == "int" else "icmp u"
+    return e.line(f"{prefix}{word} {kind.llvm} {a}, {b}")
+
+
+def _choose(e: Emitter, condition: str, kind: Type, a: str, b: str) -> str:
+    mask = Type(kind.dtype, kind.lanes).llvm.replace(kind.dtype.llvm, "i1") if kind.lanes > 1 else "i1"
+    return e.line(f"select {mask} {condition}, {kind.llvm} {a}, {kind.llvm} {b}")
+
+
+def min_max(e: Emitter, op: Op) -> str:
+    kind = _result(op)
+    a, b = map(e.of, op.operands)
+    return _choose(e, _compare(e, "lt" if op.name == "min" else "gt", kind, a, b), kind, a, b)
+
+
+def absolute(e: Emitter, op: Op) -> str:
+    kind = _result(op)
+    a = e.of(op.operands[0])
+    if not kind.dtype.is_float:
+        return e.call(kind.llvm, f"llvm.abs.{_suffix(kind)}", (kind.llvm, a), ("i1", "false"))
+    return e.call(kind.llvm, f"llvm.fabs.{_suffix(kind)}", (kind.llvm, a))
+
+
+def _suffix(kind: Type) -> str:
+    scalar = "f32" if kind.dtype == f32 else f"i{kind.dtype.bits}"
+    return scalar if kind.lanes == 1 else f"v{kind.lanes}{scalar}"
+
+
+def square_root(e: Emitter, op: Op) -> str:
+    kind = _result(op)
+    return e.call(kind.llvm, f"llvm.sqrt.{_suffix(kind)}", (kind.llvm, e.of(op.operands[0])))
+
+
+def round_even(e: Emitter, op: Op) -> str:
+    """Adding and subtracting 1.5 * 2**23 leaves the nearest integer, on every CPU, with no rounding instruction."""
+    kind = _result(op)
+    magic = e.constant(kind, 12582912.0)
+    shifted = e.line(f"fadd {kind.llvm} {e.of(op.operands[0])}, {magic}")
+    return e.line(f"fsub {kind.llvm} {shifted}, {magic}")
+
+
+def select(e: Emitter, op: Op) -> str:
+    condition, a, b = map(e.of, op.operands)
+    return _choose(e, condition, _result(op), a, b)
+
+
+def bitcast(e: Emitter, op: Op) -> str:
+    source, result = kind_of(op.operands[0]), _result(op)
+    if source.llvm == result.llvm:
+        return e.of(op.operands[0])
+    return e.line(f"bitcast {source.llvm} {e.of(op.operands[0])} to {result.llvm}")
+
+
+def splat(e: Emitter, op: Op) -> str:
+    kind = _result(op)
+    first = e.line(f"insertelement {kind.llvm} poison, {kind.dtype.llvm} {e.of(op.operands[0])}, i32 0")
+    return e.line(f"shufflevector {kind.llvm} {first}, {kind.llvm} poison, <{kind.lanes} x i32> zeroinitializer")
+
+
+def shuffle(e: Emitter, op: Op) -> str:
+    source, result = kind_of(op.operands[0]), _result(op)
+    a, b = map(e.of, op.operands)
+    vector = f"<{source.lanes} x {source.dtype.llvm}>"
+    if source.lanes == 1:
+        a, b = (e.line(f"insertelement {vector} poison, {source.dtype.llvm} {x}, i32 0") for x in (a, b))
+    picks = ", ".join(f"i32 {i}" for i in op.attributes["indices"])
+    wide = e.line(f"shufflevector {vector} {a}, {vector} {b}, <{len(op.attributes['indices'])} x i32> <{picks}>")
+    return wide if result.lanes > 1 else e.line(f"extractelement <1 x {result.dtype.llvm}> {wide}, i32 0")
+
+
+def extract(e: Emitter, op: Op) -> str:
+    source = kind_of(op.operands[0])
+    if source.lanes == 1:
+        return e.of(op.operands[0])
+    return e.line(f"extractelement {source.llvm} {e.of(op.operands[0])}, i32 {op.attributes['lane']}")
+
+
+def reduction(e: Emitter, op: Op) -> str:
+    kind, value = kind_of(op.operands[0]), e.of(op.operands[0])
+    while kind.lanes > 1:
+        half = Type(kind.dtype, kind.lanes // 2)
+        low, high = e.part(value, kind, 0, half.lanes), e.part(value, kind, half.lanes, half.lanes)
+        kind = half
+        if op.name == "reduce_add":
+            value = e.line(f"{'fadd' if kind.dtype.is_float else 'add'} <{kind.lanes} x {kind.dtype.llvm}> {low}, {high}")
+        else:
+            one = Type(kind.dtype, kind.lanes)
+            vector = f"<{one.lanes} x {one.dtype.llvm}>"
+            prefix = "fcmp o" if one.dtype.is_float else "icmp s" if one.dtype.kind == "int" else "icmp u"
+            greater = e.line(f"{prefix}gt {vector} {low}, {high}")
+            value = e.line(f"select <{one.lanes} x i1> {greater}, {vector} {low}, {vector} {high}")
+        if kind.lanes == 1:
+            return e.line(f"extractelement <1 x {kind.dtype.llvm}> {value}, i32 0")
+    return value
+
+
+# ---- conversions ------------------------------------------------------------------------------------------------
+
+
+def convert(e: Emitter, op: Op) -> str:
+    source, result = kind_of(op.operands[0]), _result(op)
+    value = e.of(op.operands[0])
+    if source.dtype == f16:
+        return _f16_to_f32(e, value, source.lanes)
+    if source.dtype == bf16:
+        wide = e.line(f"zext {source.llvm} {value} to {Type(i32, source.lanes).llvm}")
+        bits = e.line(f"shl {Type(i32, source.lanes).llvm} {wide}, {e.constant(Type(i32, source.lanes), 16)}")
+        return e.line(f"bitcast {Type(i32, source.lanes).llvm} {bits} to {result.llvm}")
+    if result.dtype == f16:
+        return _f32_to_f16(e, value, source.lanes)
+    if result.dtype == bf16:
+        return _f32_to_bf16(e, value, source.lanes)
+    if source.dtype.is_float:
+        return e.line(f"{'fptosi' if result.dtype.kind == 'int' else 'fptoui'} {source.llvm} {value} to {result.llvm}")
+    if result.dtype.is_float:
+        return e.line(f"{'sitofp' if source.dtype.kind == 'int' else 'uitofp'} {source.llvm} {value} to {result.llvm}")
+    if source.dtype.bits == result.dtype.bits:
+        return value
+    if source.dtype.bits > result.dtype.bits:
+        return e.line(f"trunc {source.llvm} {value} to {result.llvm}")
+    return e.line(f"{'sext' if source.dtype.kind == 'int' else 'zext'} {source.llvm} {value} to {result.llvm}")
+
+
+def is_half_conversion(op: Op) -> bool:
+    """Between f16 and f32, in a width the vcvtph2ps family has."""
+    kinds = {kind_of(op.operands[0]).dtype, _result(op).dtype}
+    return kinds == {f16, f32}
+
+
+def convert_half_native(e: Emitter, op: Op) -> str:
+    source, result = kind_of(op.operands[0]), _result(op)
+    half = "half" if source.lanes == 1 else f"<{source.lanes} x half>"
+    if source.dtype == f16:
+        value = e.line(f"bitcast {source.llvm} {e.of(op.operands[0])} to {half}")
+        return e.line(f"fpext {half} {value} to {result.llvm}")
+    value = e.line(f"fptrunc {source.llvm} {e.of(op.operands[0])} to {half}")
+    return e.line(f"bitcast {half} {value} to {result.llvm}")
+
+
+class _Bits:
+    """Integer arithmetic on the bits of f32 lanes, for the conversions below."""
+
+    def __init__(self, e: Emitter, lanes: int):
+        self.e, self.int, self.float = e, Type(i32, lanes), Type(f32, lanes)
+
+    def op(self, word: str, a: str, number: int) -> str:
+        return self.e.line(f"{word} {self.int.llvm} {a}, {self.e.constant(self.int, number)}")
+
+    def two(self, word: str, a: str, b: str) -> str:
+        return self.e.line(f"{word} {self.int.llvm} {a}, {b}")
+
+    def choose(self, word: str, a: str, number: int, yes: str, no: str) -> str:
+        condition = self.e.line(f"icmp {word} {self.int.llvm} {a}, {self.e.constant(self.int, number)}")
+        return _choose(self.e, condition, self.int, yes, no)
+
+    def as_float(self, a: str) -> str:
+        return self.e.line(f"bitcast {self.int.llvm} {a} to {self.float.llvm}")
+
+    def as_int(self, a: str) -> str:
+        return self.e.line(f"bitcast {self.float.llvm} {a} to {self.int.llvm}")
+
+
+def _f16_to_f32(e: Emitter, value: str, lanes: int) -> str:
+    """Move exponent and mantissa up 13 bits and rescale by 2**112; exact for subnormals too."""
+    b = _Bits(e, lanes)
+    wide = e.line(f"zext {Type(i16, lanes).llvm} {value} to {b.int.llvm}")
+    magnitude = b.op("and", wide, 0x7FFF)
+    small = b.as_float(b.op("shl", magnitude, 13))
+    scaled = b.as_int(e.line(f"fmul {b.float.llvm} {small}, {e.constant(b.float, 2.0**112)}"))
+    finite_or_not = b.choose("uge", magnitude, 0x7C00, b.op("or", scaled, 0x7F800000), scaled)
+    sign = b.op("shl", b.op("and", wide, 0x8000), 16)
+    return b.as_float(b.two("or", finite_or_not, sign))
+
+
+def _f32_to_f16(e: Emitter, value: str, lanes: int) -> str:
+    """Round to even: normals by integer carry, subnormals by adding 0.5 (whose ulp is f16's smallest step)."""
+    b = _Bits(e, lanes)
+    bits = b.as_int(value)
+    magnitude = b.op("and", bits, 0x7FFFFFFF)
+    odd = b.op("and", b.op("lshr", magnitude, 13), 1)
+    rounded = b.two("add", b.op("add", magnitude, 0xFFF - (112 << 23)), odd)
+    normal = b.op("lshr", rounded, 13)
+    half = e.constant(b.float, 0.5)
+    sum_bits = b.as_int(e.line(f"fadd {b.float.llvm} {b.as_float(magnitude)}, {half}"))
+    subnormal = b.op("sub", sum_bits, 0x3F000000)
+    finite = b.choose("ult", magnitude, 0x38800000, subnormal, normal)
+    infinite = e.constant(b.int, 0x7C00)
+    limited = b.choose("uge", magnitude, 0x477FF000, infinite, finite)
+    with_nan = b.choose("ugt", magnitude, 0x7F800000, e.constant(b.int, 0x7E00), limited)
+    sign = b.op("and", b.op("lshr", bits, 16), 0x8000)
+    return e.line(f"trunc {b.int.llvm} {b.two('or', with_nan, sign)} to {Type(i16, lanes).llvm}")
+
+
+def _f32_to_bf16(e: Emitter, value: str, lanes: int) -> str:
+    """Add half of the dropped range (and the kept low bit, for ties) and drop 16 bits."""
+    b = _Bits(e, lanes)
+    bits = b.as_int(value)
+    odd = b.op("and", b.op("lshr", bits, 16), 1)
+    rounded = b.op("lshr", b.two("add", b.op("add", bits, 0x7FFF), odd), 16)
+    magnitude = b.op("and", bits, 0x7FFFFFFF)
+    safe = b.choose("ugt", magnitude, 0x7F800000, e.constant(b.int, 0x7FC0), rounded)
+    return e.line(f"trunc {b.int.llvm} {safe} to {Type(i16, lanes).llvm}")
+
+
+# ---- dot4: acc[i] + sum of four byte products ---------------------------------------------------------------------
+
+
+def _dot4_vnni(e: Emitter, op: Op, intrinsic: str, lanes: int) -> str:
+    acc, a, b = op.operands
+    sums, bytes_u, bytes_s = Type(i32, lanes), Type(u8, 4 * lanes), Type(i8, 4 * lanes)
+    parts = []
+    for start in range(0, _result(op).lanes, lanes):
+        x = e.part(e.of(acc), kind_of(acc), start, lanes)
+        u = e.part(e.of(a), kind_of(a), 4 * start, 4 * lanes)
+        s = e.part(e.of(b), kind_of(b), 4 * start, 4 * lanes)
+        parts.append(e.call(sums.llvm, intrinsic, (sums.llvm, x), (bytes_u.llvm, u), (bytes_s.llvm, s)))
+    return e.join(parts, sums)
+
+
+def dot4_vnni512(e: Emitter, op: Op) -> str:
+    return _dot4_vnni(e, op, "llvm.x86.avx512.vpdpbusd.512", 16)
+
+
+def dot4_vnni256(e: Emitter, op: Op) -> str:
+    return _dot4_vnni(e, op, "llvm.x86.avx512.vpdpbusd.256", 8)
+
+
+def dot4_avxvnni(e: Emitter, op: Op) -> str:
+    return _dot4_vnni(e, op, "llvm.x86.avx512.vpdpbusd.256", 8)  # LLVM shares the name; the encoding follows the features
+
+
+def _dot4_avx2(e: Emitter, op: Op, quad: str) -> str:
+    """8 sums at a time; `quad` is 'maddubs' or 'madd'."""
+    acc, a, b = op.operands
+    parts = []
+    for start in range(0, _result(op).lanes, 8):
+        u = e.part(e.of(a), kind_of(a), 4 * start, 32)
+        s = e.part(e.of(b), kind_of(b), 4 * start, 32)
+        four = _sum_maddubs(e, u, s) if quad == "maddubs" else _sum_madd(e, u, s)
+        parts.append(e.line(f"add <8 x i32> {e.part(e.of(acc), kind_of(acc), start, 8)}, {four}"))
+    return e.join(parts, Type(i32, 8))
+
+
+def _sum_maddubs(e: Emitter, u: str, s: str) -> str:
+    pairs = e.call("<16 x i16>", "llvm.x86.avx2.pmadd.ub.sw", ("<32 x i8>", u), ("<32 x i8>", s))
+    return e.call("<8 x i32>", "llvm.x86.avx2.pmadd.wd", ("<16 x i16>", pairs), ("<16 x i16>", "splat (i16 1)"))
+
+
+def _sum_madd(e: Emitter, u: str, s: str) -> str:
+    """Even and odd bytes widened to 16 bits, multiplied in pairs: exact for any u8 and i8."""
+    u16, s16 = (e.line(f"bitcast <32 x i8> {x} to <16 x i16>") for x in (u, s))
+    u_even, u_odd = e.line(f"and <16 x i16> {u16}, splat (i16 255)"), e.line(f"lshr <16 x i16> {u16}, splat (i16 8)")
+    s_even = e.line(f"ashr <16 x i16> {e.line(f'shl <16 x i16> {s16}, splat (i16 8)')}, splat (i16 8)")
+    s_odd = e.line(f"ashr <16 x i16> {s16}, splat (i16 8)")
+    even = e.call("<8 x i32>", "llvm.x86.avx2.pmadd.wd", ("<16 x i16>", u_even), ("<16 x i16>", s_even))
+    odd = e.call("<8 x i32>", "llvm.x86.avx2.pmadd.wd", ("<16 x i16>", u_odd), ("<16 x i16>", s_odd))
+    return e.line(f"add <8 x i32> {even}, {odd}")
+
+
+def dot4_maddubs(e: Emitter, op: Op) -> str:
+    return _dot4_avx2(e, op, "maddubs")
+
+
+def dot4_madd(e: Emitter, op: Op) -> str:
+    return _dot4_avx2(e, op, "madd")
+
+
+def dot4_plain(e: Emitter, op: Op) -> str:
+    """Four shifted 32-bit products a lane."""
+    kind = _result(op)
+    lanes = kind.lanes
+    total = e.of(op.operands[0])
+    wide_u = e.line(f"bitcast {Type(u8, 4 * lanes).llvm} {e.of(op.operands[1])} to {kind.llvm}")
+    wide_s = e.line(f"bitcast {Type(i8, 4 * lanes).llvm} {e.of(op.operands[2])} to {kind.llvm}")
+    for j in range(4):
+        shifted = e.line(f"lshr {kind.llvm} {wide_u}, {e.constant(kind, 8 * j)}")
+        u = e.line(f"and {kind.llvm} {shifted}, {e.constant(kind, 255)}")
+        raised = e.line(f"shl {kind.llvm} {wide_s}, {e.constant(kind, 24 - 8 * j)}")
+        s = e.line(f"ashr {kind.llvm} {raised}, {e.constant(kind, 24)}")
+        total = e.line(f"add {kind.llvm} {total}, {e.line(f'mul {kind.llvm} {u}, {s}')}")
+    return total
+
+
+# ---- lookup: a 16-byte table ----------------------------------------------------------------------------------------
+
+
+def _lookup_pshufb(e: Emitter, op: Op, intrinsic: str, lanes: int) -> str:
+    table, index = op.operands
+    kind = Type(u8, lanes)
+    picks = ", ".join(f"i32 {i % 16}" for i in range(lanes))
+    wide = e.line(f"shufflevector <16 x i8> {e.of(table)}, <16 x i8> poison, <{lanes} x i32> <{picks}>")
+    parts = []
+    for start in range(0, _result(op).lanes, lanes):
+        part = e.part(e.of(index), kind_of(index), start, lanes)
+        parts.append(e.call(kind.llvm, intrinsic, (kind.llvm, wide), (kind.llvm, part)))
+    return e.join(parts, kind)
+
+
+def lookup_pshufb512(e: Emitter, op: Op) -> str:
+    return _lookup_pshufb(e, op, "llvm.x86.avx512.pshuf.b.512", 64)
+
+
+def lookup_pshufb256(e: Emitter, op: Op) -> str:
+    return _lookup_pshufb(e, op, "llvm.x86.avx2.pshuf.b", 32)
+
+
+def lookup_plain(e: Emitter, op: Op) -> str:
+    """Four rounds of selects: bit 3 of the index picks between entries 8 apart, bit 2 between 4 apart, ..."""
+    table, index = op.operands
+    kind = _result(op)
+    vector = kind.llvm
+    mask = f"<{kind.lanes} x i1>"
+    row = []
+    for entry in range(16):
+        byte = e.line(f"extractelement <16 x i8> {e.of(table)}, i32 {entry}")
+        first = e.line(f"insertelement {vector} poison, i8 {byte}, i32 0")
+        row.append(e.line(f"shufflevector {vector} {first}, {vector} poison, <{kind.lanes} x i32> zeroinitializer"))
+    for bit in (3, 2, 1, 0):
+        hit = e.line(f"and {vector} {e.of(index)}, {e.constant(kind, 1 << bit)}")
+        is_set = e.line(f"icmp ne {vector} {hit}, zeroinitializer")
+        half = 1 << bit
+        row = [e.line(f"select {mask} {is_set}, {vector} {row[i + half]}, {vector} {row[i]}") for i in range(half)]
+    return row[0]
