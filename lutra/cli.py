@@ -140,12 +140,16 @@ def inspect_model(model: str | None) -> None:
 
 
 @inspect.command("kernel")
-@click.argument("name")
-def inspect_kernel(name: str) -> None:
-    """Print what became of the kernel NAME: traced IR, LLVM text, assembly, counts and compile time."""
-    from lutra.compiler import jit
+@click.argument("name", required=False)
+@click.option("--stage", "stages", multiple=True, type=click.Choice(["ir", "llvm", "asm"]), help="Only this stage.")
+def inspect_kernel(name: str | None, stages: tuple[str, ...]) -> None:
+    """Print what became of the kernel NAME: traced IR, LLVM text, assembly, counts, compile time.
 
-    click.echo(jit.show(name))
+    Without NAME, list the kernels in the cache.
+    """
+    from lutra import cli_kernel
+
+    click.echo(cli_kernel.describe_kernel(name, stages or cli_kernel.STAGES) if name else cli_kernel.list_kernels())
 
 
 @inspect.command("format")

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent / "lutra"
 MAY_IMPORT = {
     "errors": "", "debug": "errors", "machine": "compiler debug errors",
     "formats": "errors",
-    "files": "errors formats", "quantize": "errors formats", "hardware": "errors formats", "train": "errors formats files",
+    "files": "errors formats", "quantize": "errors formats", "hardware": "errors formats",
+    "train": "errors formats files",
     "compiler": "debug errors",
     "kernels": "compiler debug errors formats machine",
     "model": "debug errors files formats kernels quantize machine",
