@@ -1,0 +1,136 @@
+"""The decoder of BitNet b1.58 2B4T in PyTorch, small.
+
+RMSNorm before attention and before the feed-forward; one more norm (SubLN) in front of `o_proj` and of `down_proj`;
+rotary positions in the half-rotation order; grouped key/value heads; `relu(gate)**2 * up`; the head is the embedding;
+no biases.  Modules carry the names of the Hugging Face checkpoint, so a state dict exports by name.
+
+Source    BitNet b1.58 2B4T, arXiv 2504.12285, section 2
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lutra.train.bitlinear import BitLinear
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of the decoder.  Every size that a BitLinear sums over should be a multiple of 64."""
+
+    vocab_size: int = 4096
+    hidden_size: int = 256
+    ffn_size: int = 768
+    num_layers: int = 6
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 64
+    max_context: int = 512
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+
+
+def rotary_table(config: DecoderConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cos and sin, f32 [length, head_dim / 2], of position times frequency."""
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    angle = torch.outer(torch.arange(length, dtype=torch.float32), config.rope_theta**-exponent)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn the pairs (i, i + head_dim / 2) of each head.  x [..., T, head_dim], cos and sin [T, head_dim / 2]."""
+    first, second = x.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+class Attention(nn.Module):
+    """Causal attention with grouped heads and a norm in front of the output projection."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = BitLinear(config.hidden_size, q_size, bias=False)
+        self.k_proj = BitLinear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = BitLinear(config.hidden_size, kv_size, bias=False)
+        self.attn_sub_norm = nn.RMSNorm(q_size, config.norm_eps)
+        self.o_proj = BitLinear(q_size, config.hidden_size, bias=False)
+
+    def heads(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, T, heads * head_dim] -> [B, heads, T, head_dim]"""
+        return x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        v = self.heads(self.v_proj(x))
+        q = rotate(self.heads(self.q_proj(x)), cos, sin).to(v.dtype)
+        k = rotate(self.heads(self.k_proj(x)), cos, sin).to(v.dtype)
+        sharing = self.config.num_heads // self.config.num_kv_heads
+        k, v = k.repeat_interleave(sharing, 1), v.repeat_interleave(sharing, 1)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o_proj(self.attn_sub_norm(y.transpose(1, 2).flatten(2).float()))
+
+
+class FeedForward(nn.Module):
+    """Squared-ReLU gated feed-forward with a norm in front of the down projection."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = BitLinear(config.hidden_size, config.ffn_size, bias=False)
+        self.up_proj = BitLinear(config.hidden_size, config.ffn_size, bias=False)
+        self.ffn_sub_norm = nn.RMSNorm(config.ffn_size, config.norm_eps)
+        self.down_proj = BitLinear(config.ffn_size, config.hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = F.relu(self.gate_proj(x)).square() * self.up_proj(x)
+        return self.down_proj(self.ffn_sub_norm(hidden.float()))
+
+
+class Layer(nn.Module):
+    """One decoder layer: attention, then feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Stack(nn.Module):
+    """Embedding, layers and final norm: what Hugging Face calls `model`."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, config.norm_eps)
+
+
+class Decoder(nn.Module):
+    """The language model.  `forward(ids int [B, T])` returns logits float [B, T, vocab_size]."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Stack(config)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        cos, sin = rotary_table(config, config.max_context)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.model.embed_tokens(ids)  # [B, T, hidden]
+        cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
+        for layer in self.model.layers:
+            x = layer(x, cos, sin)
+        return F.linear(self.model.norm(x), self.model.embed_tokens.weight)
