@@ -181,13 +181,14 @@ class Linker:
         machine = _target_machine(Target("portable", "", frozenset()))
         self.engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
 
-    def link(self, symbol: str, code: bytes) -> int:
+    def link(self, symbols: tuple[str, ...], code: bytes) -> dict[str, int]:
+        """Map an object and return the addresses of its symbols."""
         self.engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         self.engine.finalize_object()
-        address = self.engine.get_function_address(symbol)
-        if not address:
-            raise LutraError(f"the kernel cache holds an object without {symbol}; delete {cache_folder()} and run again")
-        return int(address)
+        addresses = {symbol: int(self.engine.get_function_address(symbol)) for symbol in symbols}
+        if not all(addresses.values()):
+            raise LutraError(f"the kernel cache holds an object without {symbols[0]}; delete {cache_folder()} and run again")
+        return addresses
 
 
 @cache
@@ -197,13 +198,13 @@ def _linker() -> Linker:
 
 @cache
 def _link(symbol: str, code: bytes) -> int:
-    return _linker().link(symbol, code)
+    return _linker().link((symbol,), code)[symbol]
 
 
-def link_text(text: str, symbol: str) -> int:
-    """Compile a hand-written LLVM module for the baseline CPU and return the address of `symbol`."""
+def link_text(text: str, symbols: tuple[str, ...]) -> dict[str, int]:
+    """Compile a hand-written LLVM module for the baseline CPU and return the addresses of its functions."""
     module = llvm.parse_assembly(text)
     module.verify()
     machine = _target_machine(Target("portable", "", frozenset()))
     _optimise(module, machine)
-    return _link(symbol, machine.emit_object(module))
+    return _linker().link(symbols, machine.emit_object(module))
