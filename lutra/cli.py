@@ -1,7 +1,7 @@
 """The command line: parse, call one function, print.
 
-Exit codes   0 done · 1 doctor found a kernel that computes wrongly · 2 something the user can mend, said in one line
-             130 interrupted · 141 nobody reads the output any more
+Exit codes   0 done · 1 doctor found a kernel that computes wrongly, or nobody reads the output any more
+             2 something the user can mend, said in one line · 130 interrupted
 Whatever is heavy (NumPy, LLVM, the hub) is imported inside the command that needs it.
 """
 
@@ -9,12 +9,12 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from lutra import __version__
-from lutra.cli_input import read_all, read_message, read_prompt, split_words
+from lutra.cli_input import read_message, read_prompt, read_text, split_words
 from lutra.cli_model import resolve
 from lutra.cli_show import LoadProgress, show_text, stats_line
 from lutra.errors import LutraError, RequestError
@@ -189,12 +189,12 @@ def bench(shape: str, format_name: str, threads: int | None, prompt: int, gen: i
 
 @cli.command()
 @click.argument("model")
-@click.argument("file", type=click.File("r", encoding="utf-8"))
+@click.argument("file", type=click.File("rb"))
 @threads_option
 @context_option
-def perplexity(model: str, file: TextIO, threads: int | None, context: int | None) -> None:
+def perplexity(model: str, file: BinaryIO, threads: int | None, context: int | None) -> None:
     """Measure how well MODEL expects the text in FILE (UTF-8; - is stdin): lower is better."""
-    text = read_all(file)
+    text = read_text(file, file.name)
     click.echo(f"perplexity {load(model, threads, context).perplexity(text, context):.4f}")
 
 
@@ -265,9 +265,9 @@ def exit_code(arguments: Sequence[str] | None = None) -> int:
         return code or 0
     except (click.Abort, KeyboardInterrupt):
         return 130  # click has ended the line
-    except BrokenPipeError:
+    except BrokenPipeError:  # found by the flush; click meets the others in the same way
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
-        return 141
+        return 1
     except (click.ClickException, LutraError) as error:
         message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"error: {message}", err=True)

@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import BinaryIO
 
 import click
 
@@ -29,18 +29,19 @@ def read_prompt(prompt: str | None) -> str:
         return prompt
     if prompt is None and sys.stdin.isatty():
         raise click.UsageError("expected a prompt, got none; give one in quotes, or - to read it from stdin")
-    text = read_all(click.get_text_stream("stdin", encoding="utf-8")).rstrip("\r\n")
+    text = read_text(sys.stdin.buffer, "stdin").rstrip("\r\n")
     if not text:
         raise RequestError("expected a prompt on stdin, got nothing; pipe some text in, or give the prompt in quotes")
     return text
 
 
-def read_all(file: TextIO) -> str:
+def read_text(file: BinaryIO, name: str) -> str:
+    """Read all of a file as UTF-8, whatever the terminal speaks; raises FileError that names the file and the byte."""
     try:
-        return file.read()
+        return file.read().decode("utf-8")
     except UnicodeDecodeError as error:
         problem = f"{error.reason} at byte {error.start}"
-        raise FileError(f"{file.name}: expected UTF-8 text, got {problem}; convert it to UTF-8") from error
+        raise FileError(f"{name}: expected UTF-8 text, got {problem}; convert it to UTF-8") from error
 
 
 def read_message() -> str | None:
