@@ -17,6 +17,7 @@ from lutra import __version__
 from lutra.cli_input import read_message, read_prompt, read_text, split_words
 from lutra.cli_model import resolve
 from lutra.cli_show import LoadProgress, show_text, stats_line
+from lutra.engine.params import SamplingParams
 from lutra.errors import LutraError, RequestError
 
 if TYPE_CHECKING:
@@ -36,14 +37,25 @@ def options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Co
     return apply
 
 
-sampling_options = options(
-    click.option("-n", "--max-tokens", type=click.IntRange(min=1), help="Stop after this many tokens."),
-    click.option("--temperature", type=click.FloatRange(min=0), help="0 always takes the likeliest token."),
-    click.option("--top-p", type=click.FloatRange(0, 1), help="Keep the likeliest tokens that add up to this."),
-    click.option("--top-k", type=click.IntRange(min=0), help="Keep this many of the likeliest tokens; 0 keeps all."),
-    click.option("--min-p", type=click.FloatRange(0, 1), help="Drop tokens below this share of the likeliest one."),
-    click.option("--seed", type=click.IntRange(min=0), help="The same seed gives the same text, on every machine."),
-)
+SAMPLING_HELP = {
+    "max_tokens": "Stop after this many tokens.",
+    "temperature": "0 always takes the likeliest token.",
+    "top_p": "Keep the likeliest tokens that add up to this.",
+    "top_k": "Keep this many of the likeliest tokens; 0 keeps all.",
+    "min_p": "Drop tokens below this share of the likeliest one.",
+    "seed": "The same seed gives the same text, on every machine.  [default: drawn anew]",
+}
+
+
+def sampling_option(name: str) -> Callable[[Command], Command]:
+    """A flag for a field of SamplingParams, which has its default and checks its range."""
+    default = getattr(SamplingParams, name)
+    kind = float if isinstance(default, float) else int
+    flag = f"--{name.replace('_', '-')}"
+    return click.option(flag, type=kind, default=default, show_default=True, help=SAMPLING_HELP[name])
+
+
+sampling_options = options(*map(sampling_option, SAMPLING_HELP))
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="Default: the cores this process may use.")
 context_option = click.option("--ctx", "context", type=click.IntRange(min=1), help="Tokens to make room for.")
 speed_options = options(
@@ -87,10 +99,11 @@ def run(
     A single word is the MODEL if it is a path that exists or looks like org/repo; otherwise it is the PROMPT.
     Use -m where that guesses wrong.
     """
+    params = SamplingParams(**sampling)
     model, prompt = split_words(words, model)
     text = read_prompt(prompt)
     llm = load(model, threads, context, verbose)
-    show_text(llm.stream(text, sampling_params(sampling)), prompt=text)
+    show_text(llm.stream(text, params), prompt=text)
     show_stats(llm, stats, verbose)
 
 
@@ -114,8 +127,8 @@ def chat(
 
     Ctrl-C stops an answer, Ctrl-D leaves, /clear forgets what was said.
     """
+    params = SamplingParams(**sampling)
     llm = load(model, threads, context, verbose)
-    params = sampling_params(sampling)
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     while (line := read_message()) is not None:
@@ -210,7 +223,7 @@ def train(arguments: tuple[str, ...]) -> None:
     runpy.run_module("lutra.train", run_name="__main__", alter_sys=True)
 
 
-def answer(llm: "LLM", messages: list[dict[str, str]], params: Any) -> str:
+def answer(llm: "LLM", messages: list[dict[str, str]], params: SamplingParams) -> str:
     """Print the model's next message and return it; Ctrl-C keeps what has come so far."""
     said: list[str] = []
 
@@ -235,13 +248,6 @@ def load(model: str | None, threads: int | None = None, context: int | None = No
     if verbose:
         click.echo(llm.describe(), err=True)
     return llm
-
-
-def sampling_params(given: dict[str, Any]) -> Any:
-    """Make SamplingParams of the flags that were given; its own defaults stand for the others."""
-    from lutra.engine.params import SamplingParams
-
-    return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
 
 def show_stats(llm: "LLM", stats: bool | None, verbose: bool) -> None:

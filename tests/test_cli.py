@@ -16,6 +16,7 @@ import click
 import pytest
 
 from lutra import cli, cli_hub, cli_input, cli_model, cli_show
+from lutra.engine.params import SamplingParams
 from lutra.errors import CapacityError, FileError, RequestError
 
 
@@ -27,6 +28,7 @@ class Parrot:
     )
 
     def stream(self, prompt: str, params: Any) -> Iterator[str]:
+        self.params = params
         yield from prompt.split()
 
     def chat(self, messages: list[dict[str, str]], params: Any) -> Iterator[str]:
@@ -39,6 +41,9 @@ class Parrot:
         return float(len(text))
 
 
+PARROT = Parrot()
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Put the parrot where a model would be; collects what was asked to be loaded."""
@@ -46,10 +51,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     def load(*arguments: Any) -> Parrot:
         loads.append(arguments)
-        return Parrot()
+        return PARROT
 
     monkeypatch.setattr(cli, "load", load)
-    monkeypatch.setattr(cli, "sampling_params", lambda given: given)
     return loads
 
 
@@ -197,11 +201,11 @@ def test_a_text_without_decode_steps_has_no_rate() -> None:
     assert "text 1 tokens, - tok/s" in cli_show.stats_line(stats)
 
 
-def test_only_flags_that_were_given_reach_the_sampler(asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(cli, "sampling_params", given.update)
-    assert cli.exit_code("run --temperature 0 --top-p 0.9 --top-k 40 --min-p 0.05 --seed 7 -n 3 hi".split()) == 0
-    assert given == {"temperature": 0, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "seed": 7, "max_tokens": 3}
+def test_flags_reach_the_sampler_and_the_rest_keep_its_defaults(asked: list[Any]) -> None:
+    assert cli.exit_code("run --temperature 0 --top-k -1 --min-p 0.1 --max-tokens 3 hi".split()) == 0
+    assert PARROT.params == SamplingParams(temperature=0, top_k=-1, min_p=0.1, max_tokens=3)
+    assert cli.exit_code("run --top-p 0.9 --seed 7 hi".split()) == 0
+    assert PARROT.params == SamplingParams(top_p=0.9, seed=7)
 
 
 @pytest.mark.parametrize("words", [["run", "-"], ["run"], ["run", "org/repo"], ["run", "-m", "m.gguf", "-"]])
