@@ -1,0 +1,1 @@
+"""Programs in the kernel language, one operation per file."""
