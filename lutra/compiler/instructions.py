@@ -29,8 +29,10 @@ class Instruction:
     applies: Callable[[Op], bool] = lambda op: True
 
 
-def _dot4(acc: Array, a: Array, b: Array, bound: int) -> Array:
+def _dot4(acc: Array, a: Array, b: Array, bound: int, signed_bound: int) -> Array:
     assert int(a.max()) <= bound, f"dot4 was promised operands <= {bound}, got {int(a.max())}"
+    largest = int(np.abs(b.astype(np.int32)).max())
+    assert largest <= signed_bound, f"dot4 was promised |signed operands| <= {signed_bound}, got {largest}"
     products = a.astype(np.int32).reshape(-1, 4) * b.astype(np.int32).reshape(-1, 4)
     return acc + products.sum(1, dtype=np.int32)
 
@@ -117,8 +119,8 @@ INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
         Instruction(lower.dot4_vnni512, frozenset({"avx512vnni"}), lambda op: _lanes(op) % 16 == 0),
         Instruction(lower.dot4_vnni256, frozenset({"avx512vnni", "avx512vl"}), lambda op: _lanes(op) % 8 == 0),
         Instruction(lower.dot4_avxvnni, frozenset({"avxvnni"}), lambda op: _lanes(op) % 8 == 0),
-        # maddubs adds two products in 16 bits: safe while 2 * bound * 128 < 2**15
-        Instruction(lower.dot4_maddubs, frozenset({"avx2"}), lambda op: _lanes(op) % 8 == 0 and op.attributes["bound"] <= 127),
+        # maddubs adds two products in 16 bits
+        Instruction(lower.dot4_maddubs, frozenset({"avx2"}), lambda op: _lanes(op) % 8 == 0 and _pairs_fit_16_bits(op)),
         Instruction(lower.dot4_madd, frozenset({"avx2"}), lambda op: _lanes(op) % 8 == 0),
         Instruction(lower.dot4_plain),
     ),
@@ -133,6 +135,10 @@ INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
 def _lanes(op: Op) -> int:
     assert op.result is not None
     return op.result.type.lanes
+
+
+def _pairs_fit_16_bits(op: Op) -> bool:
+    return int(2 * op.attributes["bound"] * op.attributes["signed_bound"]) < 2**15
 
 
 def select(op: Op, features: frozenset[str]) -> Instruction:

@@ -411,18 +411,18 @@ def _reduce(name: str, a: Operand) -> Value:
 # ---- the operations low-bit matmuls live on -----------------------------------------------------------------------
 
 
-def dot4(acc: Operand, a: Operand, b: Operand, *, bound: int = 255) -> Value:
+def dot4(acc: Operand, a: Operand, b: Operand, *, bound: int = 255, signed_bound: int = 128) -> Value:
     """acc[i] + sum of a[4i+j] * b[4i+j] for j = 0..3, exactly.
 
     acc    i32 x L
-    a      u8 x 4L, every element <= bound (a promise that lets AVX2 use 16-bit sums without overflow)
-    b      i8 x 4L
+    a      u8 x 4L, every element <= bound
+    b      i8 x 4L, every magnitude <= signed_bound (two promises that let AVX2 use 16-bit sums without overflow)
     """
     total, left, right = _value(acc), _value(a), _value(b)
     lanes = _type(total).lanes
     if (total.type, left.type, right.type) != (Type(i32, lanes), Type(u8, 4 * lanes), Type(i8, 4 * lanes)):
         raise fail(f"dot4 needs i32xL, u8x4L, i8x4L, got {total.type}, {left.type}, {right.type}")
-    return _builder().emit("dot4", (total, left, right), _type(total), bound=bound)
+    return _builder().emit("dot4", (total, left, right), _type(total), bound=bound, signed_bound=signed_bound)
 
 
 def lookup(table: Operand, index: Operand) -> Value:
