@@ -1,0 +1,155 @@
+"""A model you can talk to: load, stream, chat."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lutra.compiler.launch import Workers
+from lutra.engine import perplexity
+from lutra.engine.params import SamplingParams
+from lutra.engine.runner import run_pending
+from lutra.engine.sampler import make_rng, sample
+from lutra.engine.sequence import Sequence
+from lutra.engine.stop import StopText
+from lutra.errors import CapacityError
+from lutra.files import open_model
+from lutra.files.model_file import ModelFile
+from lutra.machine import usable_cores
+from lutra.model import describe
+from lutra.model.chat import render_chat
+from lutra.model.config import ModelConfig, config_from
+from lutra.model.load import load_weights
+from lutra.model.tokenizer import Tokenizer
+from lutra.model.transformer import Transformer
+from lutra.model.weights import Weights
+
+DEFAULT_MODEL = Path(__file__).parent.parent / "models" / "stories"
+DEFAULT_CONTEXT = 4096  # tokens, where the model allows as many
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Stats:
+    """What the last generation took.  Times in seconds; the first token belongs to prefill."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    first_token_s: float = 0.0
+    load_s: float = 0.0
+
+
+class LLM:
+    """A loaded model with one sequence's KV cache.  Not for several threads at once."""
+
+    def __init__(self, file: ModelFile, config: ModelConfig, tokenizer: Tokenizer, weights: Weights, transformer: Transformer):
+        self.file, self.config, self.tokenizer, self.weights = file, config, tokenizer, weights
+        self.transformer = transformer
+        self.sequence = Sequence()
+        self.stats = Stats()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+        context: int | None = None,
+        progress: Progress | None = None,
+    ) -> LLM:
+        """Open a model: a .gguf file, a Hugging Face folder, or None for the model that comes with lutra.
+
+        threads   default: the cores this process may use
+        context   tokens to make room for; default: the model's own, at most 4096
+        progress  called as progress(label, done, total)
+        Raises FileError (the file), CapacityError (context or threads), LutraError (instruction set).
+        """
+        started = time.perf_counter()
+        file = open_model(path if path is not None else DEFAULT_MODEL)
+        config = config_from(file)
+        if context is not None and context > config.max_context:
+            raise CapacityError(f"expected a context of at most {config.max_context} tokens, got {context}; ask for less")
+        tokenizer = Tokenizer.from_file(file)
+        weights = load_weights(file, config, progress or (lambda label, done, total: None))
+        factors = file.tensors["rope_freqs"].read() if "rope_freqs" in file.tensors else None
+        transformer = Transformer(
+            config,
+            weights,
+            Workers(threads or usable_cores()),
+            context or min(config.max_context, DEFAULT_CONTEXT),
+            factors=factors,
+        )
+        llm = cls(file, config, tokenizer, weights, transformer)
+        llm.stats.load_s = time.perf_counter() - started
+        return llm
+
+    def stream(self, prompt: str, params: SamplingParams | None = None) -> Iterator[str]:
+        """Continue a text; yields pieces of text as they are ready."""
+        return self._generate(self.tokenizer.encode(prompt), params or SamplingParams())
+
+    def chat(self, messages: list[dict[str, str]], params: SamplingParams | None = None) -> Iterator[str]:
+        """Answer the last of `messages` ({"role", "content"}); yields pieces of the answer."""
+        ids = render_chat(self.config.chat_template, messages, self.tokenizer)
+        return self._generate(ids, params or SamplingParams())
+
+    def generate_ids(self, prompt: list[int], params: SamplingParams) -> Iterator[int]:
+        """Continue token ids until an end token (not yielded), max_tokens or the context's end."""
+        self._check_room(prompt)
+        stats = self.stats = Stats(prompt_tokens=len(prompt), load_s=self.stats.load_s)
+        started = time.perf_counter()
+        stats.cached_tokens = self.sequence.restart(prompt)
+        rng = make_rng(params.seed)
+        for _ in range(min(params.max_tokens, self.transformer.context - len(prompt) + 1)):
+            logits = run_pending(self.transformer, self.sequence)
+            token = sample(logits, params, rng, self.sequence.tokens)
+            now = time.perf_counter()
+            if stats.generated_tokens == 0:
+                stats.prefill_s = stats.first_token_s = now - started
+            stats.generated_tokens += 1
+            stats.decode_s = now - started - stats.prefill_s
+            if token in self.tokenizer.eos_ids and not params.ignore_eos:
+                return
+            self.sequence.tokens.append(token)
+            yield token
+
+    def _generate(self, prompt: list[int], params: SamplingParams) -> Iterator[str]:
+        decoder, stop = self.tokenizer.stream(), StopText(params.stop)
+        for token in self.generate_ids(prompt, params):
+            text = stop.push(decoder.push(token))
+            if text:
+                yield text
+            if stop.is_over:
+                return
+        text = stop.push(decoder.finish()) + stop.finish()
+        if text:
+            yield text
+
+    def _check_room(self, prompt: list[int]) -> None:
+        if not prompt:
+            raise CapacityError("expected a prompt of at least one token, got none; write something")
+        if len(prompt) > self.transformer.context:
+            raise CapacityError(
+                f"expected a prompt of at most {self.transformer.context} tokens, got {len(prompt)}; "
+                "shorten it or make more room with --ctx"
+            )
+
+    def perplexity(self, text: str, context: int | None = None) -> float:
+        """Perplexity of a text in windows of `context` tokens (default: all this model has room for)."""
+        t = self.transformer
+        scorer = Transformer(self.config, self.weights, t.workers, context or t.context, all_logits=True, isa=t.isa)
+        tokens = self.tokenizer.encode(text, add_bos=False)
+        return perplexity.perplexity(scorer, tokens, self.tokenizer.bos_id, context or t.context)
+
+    def describe(self) -> str:
+        """The model in words: sizes, and how each tensor is stored and computed."""
+        return describe.describe(self.file, self.config, self.weights)
+
+    def __repr__(self) -> str:
+        return f"<lutra.LLM {self.config.architecture} {self.file.path.name}>"
+

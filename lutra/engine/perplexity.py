@@ -1,0 +1,40 @@
+"""How well a model expects a text: exp of the mean negative log-likelihood of its tokens.
+
+Protocol: the text is cut into windows of `context` tokens that do not overlap; each starts anew with the BOS token
+(if the model has one) in place of its first token's history, and every token after the first of a window is scored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from lutra.errors import RequestError
+from lutra.model.transformer import Transformer
+
+
+def negative_log_likelihoods(transformer: Transformer, window: Sequence[int]) -> list[float]:
+    """Minus log p(token | tokens before it) in nats for window[1:], float64 softmax over the f32 logits."""
+    scores: list[float] = []
+    for start in range(0, len(window) - 1, transformer.chunk):
+        inputs = window[start : min(start + transformer.chunk, len(window) - 1)]
+        logits = transformer.score(inputs, start).astype(np.float64)
+        logits -= logits.max(1, keepdims=True)
+        targets = window[start + 1 : start + 1 + len(inputs)]
+        picked = logits[np.arange(len(inputs)), targets]
+        scores.extend((np.log(np.exp(logits).sum(1)) - picked).tolist())
+    return scores
+
+
+def perplexity(transformer: Transformer, tokens: Sequence[int], bos_id: int | None, context: int) -> float:
+    """Perplexity of `tokens` (without BOS).  Raises RequestError when there is nothing to score."""
+    room = context - (bos_id is not None)
+    scores: list[float] = []
+    for start in range(0, len(tokens), room):
+        window = [*([bos_id] if bos_id is not None else []), *tokens[start : start + room]]
+        scores += negative_log_likelihoods(transformer, window)
+    if not scores:
+        raise RequestError("expected a text of at least two tokens to measure perplexity on; give a longer one")
+    return math.exp(math.fsum(scores) / len(scores))

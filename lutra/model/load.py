@@ -1,0 +1,93 @@
+"""From an open model file to weights in tile order, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from lutra.errors import FileError
+from lutra.files.model_file import ModelFile
+from lutra.formats.qtensor import QTensor
+from lutra.model.config import ModelConfig
+from lutra.model.weights import LayerWeights, Linear, Matrix, Weights, gated, side_by_side, tile
+from lutra.quantize.ternary import absmean_ternary
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads tensors by lutra's names and checks them against the config."""
+
+    file: ModelFile
+    config: ModelConfig
+
+    def matrix(self, name: str, rows: int, columns: int) -> Matrix:
+        """A weight [rows, columns]; masters of models trained with int8 activations become ternary."""
+        value = self._read(name, (rows, columns))
+        if isinstance(value, QTensor) or not self.config.family.quantize_activations or name in ("embed", "head"):
+            return value
+        return absmean_ternary(np.asarray(value, np.float32))
+
+    def vector(self, name: str, length: int) -> np.ndarray:
+        """A norm weight or bias as f32 [length]."""
+        value = self._read(name, (length,))
+        return np.ascontiguousarray(value, np.float32)
+
+    def optional(self, name: str, length: int, is_wanted: bool = True) -> np.ndarray | None:
+        """A vector that this family may have: required when `is_wanted`, read when present."""
+        return self.vector(name, length) if is_wanted or name in self.file.tensors else None
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> Matrix:
+        if name not in self.file.tensors:
+            raise FileError(f"{self.file.path}: expected a tensor for {name}, found none; the file is incomplete")
+        tensor = self.file.tensors[name]
+        if tensor.shape != shape:
+            raise FileError(
+                f"{self.file.path}: {tensor.source_name} should have shape {shape} by the config, got {tensor.shape}; "
+                "config and weights do not belong together"
+            )
+        return tensor.read()
+
+
+def load_weights(file: ModelFile, config: ModelConfig, progress: Progress = lambda label, done, total: None) -> Weights:
+    """Read and tile every weight of the model.
+
+    Raises FileError for a missing tensor, a shape that contradicts the config, or values without meaning.
+    """
+    reader = Reader(file, config)
+    total = config.num_layers + 2
+    embed = tile(reader.matrix("embed", config.vocab_size, config.hidden_size))
+    progress("embedding", 1, total)
+    layers = []
+    for index in range(config.num_layers):
+        layers.append(_layer(reader, f"layers.{index}."))
+        progress(f"layer {index + 1} of {config.num_layers}", index + 2, total)
+    head = embed
+    if not config.tied:
+        head = tile(reader.matrix("head", config.vocab_size, config.hidden_size))
+    progress("head", total, total)
+    return Weights(embed.weight, layers, reader.vector("final_norm", config.hidden_size), Linear(head.weight))
+
+
+def _layer(reader: Reader, prefix: str) -> LayerWeights:
+    c = reader.config
+    queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    widths = {"q": queries, "k": keys, "v": keys}
+    qkv = [reader.matrix(prefix + name, width, c.hidden_size) for name, width in widths.items()]
+    biases = [reader.optional(f"{prefix}{name}.bias", width, c.qkv_bias) for name, width in widths.items()]
+    gate, up = (reader.matrix(prefix + name, c.ffn_size, c.hidden_size) for name in ("gate", "up"))
+    return LayerWeights(
+        attn_norm=reader.vector(prefix + "attn_norm", c.hidden_size),
+        qkv=side_by_side(qkv, biases),
+        q_norm=reader.optional(prefix + "q_norm", c.head_dim, c.qk_norm),
+        k_norm=reader.optional(prefix + "k_norm", c.head_dim, c.qk_norm),
+        attn_sub_norm=reader.optional(prefix + "attn_sub_norm", queries, c.attn_sub_norm),
+        o=tile(reader.matrix(prefix + "o", c.hidden_size, queries)),
+        ffn_norm=reader.vector(prefix + "ffn_norm", c.hidden_size),
+        gate_up=gated(gate, up),
+        ffn_sub_norm=reader.optional(prefix + "ffn_sub_norm", c.ffn_size, c.ffn_sub_norm),
+        down=tile(reader.matrix(prefix + "down", c.hidden_size, c.ffn_size)),
+    )

@@ -1,0 +1,109 @@
+"""A decoder that runs: weights, buffers and recorded programs, fed with token ids, answering with logits.
+
+Logits of a token depend on the tokens before it and on nothing else: not on the chunks a prompt came in, the number
+of threads, or the instruction set (tests/model/test_exactness.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from lutra.compiler.launch import Program, Workers
+from lutra.errors import CapacityError, RequestError
+from lutra.model.buffers import HEAD_ROW, NUM_ROWS, POSITION, Buffers
+from lutra.model.config import ModelConfig
+from lutra.model.program import Recorder, Scratch
+from lutra.model.weights import Weights
+
+CHUNK = 64  # rows of a prompt that go through the layers together
+
+
+class Transformer:
+    """One sequence's decoder.
+
+    config, weights   what it is
+    workers           the threads that run it
+    context           positions the KV cache holds
+    all_logits        also compute logits of every row (`score`); needs memory for chunk x vocabulary
+    factors           GGUF's rope_freqs, or None
+    isa               instruction set, None for LUTRA_ISA or the widest
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        workers: Workers,
+        context: int,
+        chunk: int = CHUNK,
+        all_logits: bool = False,
+        factors: np.ndarray | None = None,
+        isa: str | None = None,
+    ):
+        self.config, self.weights, self.workers, self.context = config, weights, workers, context
+        self.chunk, self.isa = chunk, isa
+        self.buffers = Buffers(config, context, chunk, chunk if all_logits else 1, factors)
+        self.scratch = Scratch(self.buffers.rows)
+
+    @cached_property
+    def _decode(self) -> Program:
+        recorder = self._recorder(1)
+        return Program(recorder.layers() + recorder.head())
+
+    @cached_property
+    def _prefill(self) -> Program:
+        return Program(self._recorder(self.chunk).layers())
+
+    @cached_property
+    def _head(self) -> Program:
+        return Program(self._recorder(self.buffers.head_rows).head())
+
+    def _recorder(self, rows: int) -> Recorder:
+        return Recorder(self.config, self.weights, self.buffers, self.scratch, rows, self.isa)
+
+    def decode(self, token: int, position: int) -> np.ndarray:
+        """Run one token; return the logits of the next, f32 [vocab] (valid until the next call)."""
+        self._enter([token], position)
+        head = self.buffers.head_state
+        head[NUM_ROWS], head[HEAD_ROW] = 1, 0
+        self._decode.run(self.workers, 1)
+        return self.buffers.logits[0, : self.config.vocab_size]
+
+    def prefill(self, tokens: Sequence[int], position: int) -> np.ndarray:
+        """Run tokens that start at `position`; return the logits after the last, f32 [vocab]."""
+        if len(tokens) == 1:
+            return self.decode(tokens[0], position)
+        for start in range(0, len(tokens), self.chunk):
+            piece = tokens[start : start + self.chunk]
+            self._enter(piece, position + start)
+            self._prefill.run(self.workers, len(piece))
+        return self._logits(len(piece) - 1, 1)[0]
+
+    def score(self, tokens: Sequence[int], position: int) -> np.ndarray:
+        """Run at most a chunk of tokens; return the logits after each, f32 [len(tokens), vocab]."""
+        self._enter(tokens, position)
+        self._prefill.run(self.workers, len(tokens))
+        return self._logits(0, len(tokens))
+
+    def _enter(self, tokens: Sequence[int], position: int) -> None:
+        if not tokens or len(tokens) > self.chunk:
+            raise RequestError(f"expected 1 to {self.chunk} tokens at once, got {len(tokens)}")
+        if position + len(tokens) > self.context:
+            raise CapacityError(
+                f"expected at most {self.context} tokens of context, got {position + len(tokens)}; "
+                "shorten the prompt or make more room with --ctx"
+            )
+        ids = np.asarray(tokens, np.int64)
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            raise RequestError(f"expected token ids below {self.config.vocab_size}, got {int(ids.max())}")
+        self.buffers.tokens[: len(ids)] = ids
+        self.buffers.state[NUM_ROWS], self.buffers.state[POSITION] = len(ids), position
+
+    def _logits(self, first: int, count: int) -> np.ndarray:
+        head = self.buffers.head_state
+        head[NUM_ROWS], head[HEAD_ROW] = count, first
+        self._head.run(self.workers, count)
+        return self.buffers.logits[:count, : self.config.vocab_size]
