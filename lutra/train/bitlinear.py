@@ -58,8 +58,8 @@ class _IntegerLinear(torch.autograd.Function):
         values, scales, codes, scale = ctx.saved_tensors
         grad = grad.to(values.dtype)
         grad_x = (grad @ (codes * scale.to(codes.dtype))).to(ctx.x_dtype)
-        scaled = (grad * scales.to(grad.dtype)).flatten(0, -2)
-        grad_weight = (scaled.T @ values.flatten(0, -2)).float()
+        scaled = (grad * scales.to(grad.dtype)).reshape(-1, grad.shape[-1])  # [tokens, N]
+        grad_weight = (scaled.T @ values.reshape(-1, values.shape[-1])).float()
         return grad_x, grad_weight
 
 
