@@ -31,9 +31,11 @@ def show_text(pieces: Iterable[str], prompt: str = "") -> str:
 
 def stats_line(stats: "Stats") -> str:
     """Say how fast it went: rates in tokens per second, times in milliseconds."""
-    decoded = stats.generated_tokens - 1  # the first token is the last step of prefill
+    prefilled = stats.prompt_tokens - stats.cached_tokens
+    decoded = stats.generated_tokens - 1  # the first token belongs to prefill
+    cached = f" ({stats.cached_tokens} cached)" if stats.cached_tokens else ""
     return (
-        f"prompt {stats.prompt_tokens} tokens, {rate(stats.prompt_tokens, stats.prefill_s)} tok/s"
+        f"prompt {stats.prompt_tokens} tokens{cached}, {rate(prefilled, stats.prefill_s)} tok/s"
         f" · text {stats.generated_tokens} tokens, {rate(decoded, stats.decode_s)} tok/s"
         f" · first token {stats.first_token_s * 1e3:.0f} ms · load {stats.load_s * 1e3:.0f} ms"
     )

@@ -24,7 +24,8 @@ class Parrot:
     """A model that says its prompt again, word by word."""
 
     stats = SimpleNamespace(
-        prompt_tokens=10, generated_tokens=5, prefill_s=0.1, decode_s=0.2, load_s=0.05, first_token_s=0.11
+        prompt_tokens=10, cached_tokens=0, generated_tokens=5,
+        prefill_s=0.1, decode_s=0.2, load_s=0.05, first_token_s=0.1,
     )
 
     def stream(self, prompt: str, params: Any) -> Iterator[str]:
@@ -192,12 +193,17 @@ def test_stats_go_to_stderr(asked: list[Any], capsys: pytest.CaptureFixture[str]
     out, err = capsys.readouterr()
     assert out == "Onceupon\n"
     assert err == (
-        "prompt 10 tokens, 100.0 tok/s · text 5 tokens, 20.0 tok/s · first token 110 ms · load 50 ms\n"
+        "prompt 10 tokens, 100.0 tok/s · text 5 tokens, 20.0 tok/s · first token 100 ms · load 50 ms\n"
     )  # 4 steps of decode give tokens 2 to 5
 
 
+def test_cached_tokens_do_not_count_as_prefill() -> None:
+    stats = SimpleNamespace(**{**vars(PARROT.stats), "cached_tokens": 8})
+    assert cli_show.stats_line(stats).startswith("prompt 10 tokens (8 cached), 20.0 tok/s")
+
+
 def test_a_text_without_decode_steps_has_no_rate() -> None:
-    stats = SimpleNamespace(**{**vars(Parrot.stats), "generated_tokens": 1, "decode_s": 0.0})
+    stats = SimpleNamespace(**{**vars(PARROT.stats), "generated_tokens": 1, "decode_s": 0.0})
     assert "text 1 tokens, - tok/s" in cli_show.stats_line(stats)
 
 
