@@ -18,7 +18,8 @@ def _check_body(body: list[Op], outer: set[str]) -> None:
         for operand in op.operands:
             if operand.name not in visible:
                 raise KernelError(
-                    f"{op.location}: {op.name} uses a value born inside a loop or when that has ended; carry it out in a var"
+                    f"{op.location}: {op.name} uses a value born inside a loop or when that has ended; "
+                    "carry it out in a var"
                 )
         if op.name == "loop" and op.attributes["step"] <= 0:
             raise KernelError(f"{op.location}: expected a loop step of at least 1, got {op.attributes['step']}")

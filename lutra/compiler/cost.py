@@ -8,7 +8,13 @@ from typing import Any
 from lutra.compiler.ir import Function, Op, Value
 
 # Operations an int8 or float roof counts, as work per result lane.
-_WORK = {"dot4": ("int8_ops", 8), "mul": ("lane_ops", 1), "add": ("lane_ops", 1), "sub": ("lane_ops", 1), "lookup": ("lookups", 1)}
+_WORK = {
+    "dot4": ("int8_ops", 8),
+    "mul": ("lane_ops", 1),
+    "add": ("lane_ops", 1),
+    "sub": ("lane_ops", 1),
+    "lookup": ("lookups", 1),
+}
 
 
 def count(function: Function) -> list[dict[str, Any]]:

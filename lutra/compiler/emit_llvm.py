@@ -42,7 +42,9 @@ class _KernelEmitter(Emitter):
         self.lines.append("  %more = icmp slt i64 %task, %end\n  br i1 %more, label %body, label %exit\nbody:")
         self.names["task"] = "%task"
         self.body(function.body)
-        self.lines.append("  br label %latch\nlatch:\n  %next = add i64 %task, 1\n  br label %head\nexit:\n  ret void\n}")
+        self.lines.append(
+            "  br label %latch\nlatch:\n  %next = add i64 %task, 1\n  br label %head\nexit:\n  ret void\n}"
+        )
 
     def _param(self, slot: int, param: Value) -> None:
         address = self.line(f"getelementptr i64, ptr %args, i64 {slot}")
@@ -55,7 +57,7 @@ class _KernelEmitter(Emitter):
                 handler(op)
             else:
                 assert op.result is not None
-                row = instructions.select(op, self.target.features)
+                row = instructions.best(op, self.target.features)
                 self.names[op.result.name] = row.emit(self, op)
 
     def _const(self, op: Op) -> None:
@@ -107,7 +109,9 @@ class _KernelEmitter(Emitter):
         self.names[op.result.name] = f"%k{n}"
         self.lines.append(f"  br label %enter{n}\nenter{n}:\n  br label %test{n}")
         self.lines.append(f"test{n}:\n  %k{n} = phi i64 [ {begin}, %enter{n} ], [ %k{n}.next, %again{n} ]")
-        self.lines.append(f"  %k{n}.more = icmp slt i64 %k{n}, {end}\n  br i1 %k{n}.more, label %do{n}, label %done{n}\ndo{n}:")
+        self.lines.append(
+            f"  %k{n}.more = icmp slt i64 %k{n}, {end}\n  br i1 %k{n}.more, label %do{n}, label %done{n}\ndo{n}:"
+        )
         self.body(op.body)
         self.lines.append(f"  br label %again{n}\nagain{n}:\n  %k{n}.next = add nsw i64 %k{n}, {op.attributes['step']}")
         self.lines.append(f"  br label %test{n}\ndone{n}:")

@@ -49,6 +49,11 @@ def _halve(a: Array, combine: Callable[[Array, Array], Array]) -> Array:
     return a.reshape(())[()]
 
 
+def _where(condition: Array, a: Array, b: Array) -> Array:
+    chosen: Array = np.where(condition, a, b)
+    return chosen[()]  # a scalar stays a scalar
+
+
 def convert(a: Array, dtype: DType) -> Array:
     """NumPy's casts are the language's: truncating, extending, round to even."""
     return a.astype(dtype.numpy)
@@ -81,14 +86,14 @@ MEANING: dict[str, Callable[..., Array]] = {
     "gt": lambda a, b: a > b,
     "ge": lambda a, b: a >= b,
     "eq": lambda a, b: a == b,
-    "min": lambda a, b: np.where(a < b, a, b)[()],
-    "max": lambda a, b: np.where(a > b, a, b)[()],
+    "min": lambda a, b: _where(a < b, a, b),
+    "max": lambda a, b: _where(a > b, a, b),
     "abs": np.abs,
     "sqrt": np.sqrt,
     "round_even": _round_even,
-    "select": lambda c, a, b: np.where(c, a, b)[()],
+    "select": lambda c, a, b: _where(c, a, b),
     "reduce_add": lambda a: _halve(a, np.add),
-    "reduce_max": lambda a: _halve(a, lambda x, y: np.where(x > y, x, y)),
+    "reduce_max": lambda a: _halve(a, lambda x, y: _where(x > y, x, y)),
     "dot4": _dot4,
     "lookup": lambda table, index: table[index],
 }
@@ -141,6 +146,6 @@ def _pairs_fit_16_bits(op: Op) -> bool:
     return int(2 * op.attributes["bound"] * op.attributes["signed_bound"]) < 2**15
 
 
-def select(op: Op, features: frozenset[str]) -> Instruction:
+def best(op: Op, features: frozenset[str]) -> Instruction:
     """The best row for this operation on a CPU with these features."""
     return next(row for row in INSTRUCTIONS[op.name] if row.needs <= features and row.applies(op))

@@ -93,7 +93,8 @@ def _span(op: Op, state: State, lanes: int) -> tuple[Any, int]:
     buffer, start = state[pointer.name], int(state[index.name])
     if start < 0 or start + lanes > buffer.size:
         raise KernelError(
-            f"{op.location}: {op.name} of elements {start}..{start + lanes - 1} leaves {pointer.name}[0..{buffer.size - 1}]"
+            f"{op.location}: {op.name} of elements {start}..{start + lanes - 1} "
+            f"leaves {pointer.name}[0..{buffer.size - 1}]"
         )
     return buffer, start
 

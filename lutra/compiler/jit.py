@@ -57,7 +57,9 @@ def cache_folder() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise LutraError(f"cannot make the kernel cache {folder}: {error}; set LUTRA_CACHE to a folder you own") from None
+        raise LutraError(
+            f"cannot make the kernel cache {folder}: {error}; set LUTRA_CACHE to a folder you own"
+        ) from None
     if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
         raise LutraError(f"the kernel cache {folder} belongs to another user; set LUTRA_CACHE to a folder you own")
     return folder
@@ -74,7 +76,14 @@ def sources_digest(folder: str) -> str:
 
 def key(name: str, static: dict[str, Any], target: Target, kernel_folder: str) -> str:
     """Everything the machine code depends on, as 16 hexadecimal digits."""
-    parts = [name, sorted(static.items()), target.isa, target.llvm_features, _llvm_version(), sources_digest(kernel_folder)]
+    parts = [
+        name,
+        sorted(static.items()),
+        target.isa,
+        target.llvm_features,
+        _llvm_version(),
+        sources_digest(kernel_folder),
+    ]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -187,7 +196,9 @@ class Linker:
         self.engine.finalize_object()
         addresses = {symbol: int(self.engine.get_function_address(symbol)) for symbol in symbols}
         if not all(addresses.values()):
-            raise LutraError(f"the kernel cache holds an object without {symbols[0]}; delete {cache_folder()} and run again")
+            raise LutraError(
+                f"the kernel cache holds an object without {symbols[0]}; delete {cache_folder()} and run again"
+            )
         return addresses
 
 

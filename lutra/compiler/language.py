@@ -83,7 +83,9 @@ def _builder() -> Builder:
     try:
         return CURRENT.get()
     except LookupError:
-        raise KernelError("kernel words work only inside a traced kernel; call the kernel object, not its body") from None
+        raise KernelError(
+            "kernel words work only inside a traced kernel; call the kernel object, not its body"
+        ) from None
 
 
 def _kernel_line(source_file: str) -> str:
@@ -329,7 +331,9 @@ def select(condition: Value, a: Operand, b: Operand) -> Value:
     first = _value(a, _type(b) if isinstance(b, Value) else None)
     second = _value(b, _type(first))
     if first.type != second.type or _type(condition) != _type(first).with_dtype(i1):
-        raise fail(f"select needs i1 lanes and two values of one type, got {condition.type}, {first.type}, {second.type}")
+        raise fail(
+            f"select needs i1 lanes and two values of one type, got {condition.type}, {first.type}, {second.type}"
+        )
     return _builder().emit("select", (condition, first, second), _type(first))
 
 

@@ -311,7 +311,8 @@ class Workers:
         self._address = int(self._control.ctypes.data)
         self._programs: set[Program] = set()  # a thread that wakes late may still look at any of them
         self._helpers = [
-            threading.Thread(target=_work, args=(self._control,), daemon=True, name=f"lutra-{i}") for i in range(1, threads)
+            threading.Thread(target=_work, args=(self._control,), daemon=True, name=f"lutra-{i}")
+            for i in range(1, threads)
         ]
         for helper in self._helpers:
             helper.start()

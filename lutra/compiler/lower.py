@@ -187,7 +187,9 @@ def reduction(e: Emitter, op: Op) -> str:
         low, high = e.part(value, kind, 0, half.lanes), e.part(value, kind, half.lanes, half.lanes)
         kind = half
         if op.name == "reduce_add":
-            value = e.line(f"{'fadd' if kind.dtype.is_float else 'add'} <{kind.lanes} x {kind.dtype.llvm}> {low}, {high}")
+            value = e.line(
+                f"{'fadd' if kind.dtype.is_float else 'add'} <{kind.lanes} x {kind.dtype.llvm}> {low}, {high}"
+            )
         else:
             one = Type(kind.dtype, kind.lanes)
             vector = f"<{one.lanes} x {one.dtype.llvm}>"
@@ -331,7 +333,9 @@ def dot4_vnni256(e: Emitter, op: Op) -> str:
 
 
 def dot4_avxvnni(e: Emitter, op: Op) -> str:
-    return _dot4_vnni(e, op, "llvm.x86.avx512.vpdpbusd.256", 8)  # LLVM shares the name; the encoding follows the features
+    return _dot4_vnni(
+        e, op, "llvm.x86.avx512.vpdpbusd.256", 8
+    )  # LLVM shares the name; the encoding follows the features
 
 
 def _dot4_avx2(e: Emitter, op: Op, quad: str) -> str:

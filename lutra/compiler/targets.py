@@ -32,7 +32,11 @@ class Target:
 
 # Widest first: the first row whose features the CPU has is the default.
 TARGETS = (
-    Target("avx512", "x86-64", frozenset(f"{_V3} avx512f avx512bw avx512cd avx512dq avx512vl avx512vnni avx512vbmi".split())),
+    Target(
+        "avx512",
+        "x86-64",
+        frozenset(f"{_V3} avx512f avx512bw avx512cd avx512dq avx512vl avx512vnni avx512vbmi".split()),
+    ),
     Target("avxvnni", "x86-64", frozenset(f"{_V3} avxvnni".split())),
     Target("avx2", "x86-64", frozenset(_V3.split())),
     Target("portable", "", frozenset()),
@@ -61,7 +65,9 @@ def choose(isa: str | None = None) -> Target:
         return available()[0]
     known = {target.isa: target for target in TARGETS}
     if name not in known:
-        raise LutraError(f"expected LUTRA_ISA to be one of {', '.join(known)}, got {name!r}; unset it to let lutra choose")
+        raise LutraError(
+            f"expected LUTRA_ISA to be one of {', '.join(known)}, got {name!r}; unset it to let lutra choose"
+        )
     if known[name] not in available():
         missing = ", ".join(sorted(known[name].features - host_features()))
         raise LutraError(f"this CPU cannot run {name}: it lacks {missing}; use {available()[0].isa} or unset LUTRA_ISA")

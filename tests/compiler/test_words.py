@@ -1,0 +1,177 @@
+"""Every word of the kernel language: native on every instruction set equals its NumPy meaning."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lutra.compiler import targets
+from lutra.compiler.kernel import kernel
+from lutra.compiler.language import (
+    Pointer,
+    absolute,
+    bf16,
+    bitcast,
+    concat,
+    const,
+    convert,
+    dot4,
+    extract,
+    f16,
+    f32,
+    i8,
+    i16,
+    i32,
+    i64,
+    load,
+    lookup,
+    loop,
+    maximum,
+    minimum,
+    prefetch,
+    reduce_add,
+    reduce_max,
+    round_even,
+    select,
+    shuffle,
+    splat,
+    sqrt,
+    store,
+    u8,
+    u32,
+    var,
+    when,
+)
+
+ISAS = [target.isa for target in targets.available()]
+
+
+@kernel
+def add_two(x: Pointer[f32], y: Pointer[f32], task: i64):
+    store(y, task, load(x, task) + 2.0)
+
+
+def test_a_case_to_check_by_hand():
+    y = np.zeros(3, np.float32)
+    add_two.run({"x": np.array([1, 2, 3], np.float32), "y": y}, tasks=2)
+    assert y.tolist() == [3.0, 4.0, 0.0]
+
+
+@kernel
+def float_words(x: Pointer[f32], y: Pointer[f32], n: i64, eps: f32, task: i64, *, lanes):
+    a, b = load(x, 0, lanes), load(x, 64, lanes)
+    for i, value in enumerate([
+        a + b, a - b, a * b, a / b, minimum(a, b), maximum(a, b), absolute(a), sqrt(absolute(b)), round_even(a),
+        select(a < b, a, b), select(a >= b, a, b * splat(eps, lanes)), -a, 1.0 - a, 3.0 / b,
+        convert(convert(a, i32), f32), shuffle(a, b, [2 * lanes - 1 - j for j in range(lanes)]),
+        splat(reduce_max(a), lanes), bitcast(bitcast(a, u32) ^ 0x80000000, f32),
+    ]):  # fmt: skip
+        store(y, i * 64, value)
+    total = var(const(0.0, f32, lanes))
+    for k in loop(0, n, lanes):
+        prefetch(x, k + 4096)
+        total += load(x, k, lanes) * load(x, k, lanes)
+    store(y, 18 * 64, reduce_add(total.get()))
+    store(y, 18 * 64 + 1, extract(a, lanes - 1))
+    with when((task * 3 + 1).equals(1)):
+        store(y, 18 * 64 + 2, eps)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lanes", [1, 4, 16, 32])
+def test_float_words(isa, lanes):
+    rng = np.random.default_rng(lanes)
+    x = rng.standard_normal(128).astype(np.float32) * 30
+    x[:4] = [0.0, -0.0, 1e-40, 2.5]
+    float_words.check({"x": x, "y": np.zeros(20 * 64, np.float32), "n": 128, "eps": 0.25}, 1, isa, lanes=lanes)
+
+
+@kernel
+def integer_words(a: Pointer[i32], b: Pointer[i32], u: Pointer[u8], y: Pointer[i32], task: i64):
+    x, z = load(a, 0, 16), load(b, 0, 16)
+    for i, value in enumerate([
+        x + z, x - z, x * z, x & z, x | z, x ^ z, x << 3, x >> 5, bitcast(bitcast(x, u32) >> 7, i32), absolute(x),
+        minimum(x, z), maximum(x, z), select((x & 1).equals(1), x, z), splat(reduce_add(x), 16),
+        convert(convert(x, i16), i32), convert(convert(x, i8), i32), convert(load(u, 0, 16), i32),
+        convert(bitcast(load(u, 0, 16), i8), i32), concat(load(a, 0, 8), load(b, 8, 8)),
+    ]):  # fmt: skip
+        store(y, i * 16, value)
+    store(y, 19 * 16, convert((task + 7) // 2 + (task + 9) % 4, i32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_integer_words(isa):
+    rng = np.random.default_rng(1)
+    a, b = (rng.integers(-(2**31) + 1, 2**31, 16).astype(np.int32) for _ in range(2))
+    args = {"a": a, "b": b, "u": rng.integers(0, 256, 16).astype(np.uint8), "y": np.zeros(400, np.int32)}
+    integer_words.check(args, 1, isa)
+
+
+@kernel
+def half_words(
+    h: Pointer[f16],
+    b: Pointer[bf16],
+    x: Pointer[f32],
+    h2: Pointer[f16],
+    b2: Pointer[bf16],
+    y: Pointer[f32],
+    task: i64,
+    *,
+    lanes,
+):
+    at = task * lanes
+    store(y, at, convert(load(h, at, lanes), f32))
+    store(y, at + 65536, convert(load(b, at, lanes), f32))
+    store(h2, at, convert(load(x, at, lanes), f16))
+    store(b2, at, convert(load(x, at, lanes), bf16))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lanes", [1, 8, 16])
+def test_every_half_and_the_hard_floats(isa, lanes):
+    every = np.arange(65536, dtype=np.uint16)
+    rng = np.random.default_rng(2)
+    x = rng.integers(0, 2**32, 65536, dtype=np.uint64).astype(np.uint32)
+    ties = (np.arange(32768, dtype=np.uint32) << 12) + 0x33000000  # around f16's subnormals, normals, and their ties
+    x[: ties.size] = ties
+    args = {
+        "h": every.view(np.float16), "b": every.view(ml_dtypes.bfloat16), "x": x.view(np.float32),
+        "h2": np.zeros(65536, np.float16), "b2": np.zeros(65536, ml_dtypes.bfloat16), "y": np.zeros(131072, np.float32),
+    }  # fmt: skip
+    half_words.run(args, 65536 // lanes, isa, lanes=lanes)
+    with np.errstate(over="ignore", invalid="ignore"):
+        wants = (every.view(np.float16).astype(np.float32), every.view(ml_dtypes.bfloat16).astype(np.float32),
+                 x.view(np.float32).astype(np.float16), x.view(np.float32).astype(ml_dtypes.bfloat16))  # fmt: skip
+    gots = (args["y"][:65536], args["y"][65536:], args["h2"], args["b2"])
+    for want, got in zip(wants, gots, strict=True):
+        same = (want.view(np.uint8) == got.view(np.uint8)).reshape(65536, -1).all(1)
+        assert (same | (want != want)).all(), f"first difference at {int(np.argmin(same))}"
+        assert ((got != got) == (want != want)).all()
+
+
+@kernel
+def low_bit_words(
+    u: Pointer[u8], s: Pointer[i8], table: Pointer[u8], y: Pointer[i32], z: Pointer[u8], task: i64, *, lanes, bound
+):
+    acc = var(const(-5, i32, lanes))
+    for k in loop(0, 256, 4 * lanes):
+        acc.set(dot4(acc, load(u, k, 4 * lanes), load(s, k, 4 * lanes), bound=bound))
+    store(y, 0, acc)
+    store(z, 0, lookup(load(table, 0, 16), load(u, 0, 4 * lanes) & 15))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lanes", [4, 8, 16, 32])
+@pytest.mark.parametrize("bound", [1, 15, 127, 128, 255])
+def test_low_bit_words_at_their_extremes(isa, lanes, bound):
+    rng = np.random.default_rng(bound)
+    u = rng.integers(0, bound + 1, 256).astype(np.uint8)
+    s = rng.choice(np.array([-128, -127, 127], np.int8), 256)
+    u[:128], s[:128] = bound, 127  # where 16-bit sums would overflow first
+    args = {
+        "u": u,
+        "s": s,
+        "table": rng.integers(0, 256, 16).astype(np.uint8),
+        "y": np.zeros(32, np.int32),
+        "z": np.zeros(128, np.uint8),
+    }
+    low_bit_words.check(args, 1, isa, lanes=lanes, bound=bound)
