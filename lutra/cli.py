@@ -166,12 +166,15 @@ def inspect_kernel(name: str | None, stages: tuple[str, ...]) -> None:
 
 
 @inspect.command("format")
-@click.argument("name")
-def inspect_format(name: str) -> None:
-    """Print what the bits of the format NAME mean."""
+@click.argument("name", required=False)
+def inspect_format(name: str | None) -> None:
+    """Print what the bits of the format NAME mean; without NAME, list the formats in use."""
     from lutra.formats import catalog
 
-    click.echo(catalog.describe(name))
+    if name is None:
+        click.echo("\n".join(f"{known:24} {source}" for known, source in catalog.SOURCES.items()))
+    else:
+        click.echo(catalog.describe(name))
 
 
 @cli.command()

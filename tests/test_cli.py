@@ -18,6 +18,7 @@ import pytest
 from lutra import cli, cli_hub, cli_input, cli_model, cli_show
 from lutra.engine.params import SamplingParams
 from lutra.errors import CapacityError, FileError, RequestError
+from lutra.formats import catalog
 
 
 class Parrot:
@@ -264,6 +265,13 @@ def test_inspect_model(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out == "a parrot\n"
 
 
+def test_inspect_format(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.exit_code(["inspect", "format", "ternary"]) == 0
+    assert capsys.readouterr().out.startswith("ternary ")
+    assert cli.exit_code(["inspect", "format"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(catalog.FORMATS)
+
+
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.exit_code([]) == 0
     out = capsys.readouterr().out
@@ -293,7 +301,7 @@ def test_train_without_torch_names_the_extra(
         ["run", "-m", "nothere", "hi"],
         ["chat", "nothere"],
         ["inspect", "model", "nothere"],
-        ["inspect", "format"],
+        ["inspect", "format", "nothere"],
         ["perplexity", "m.gguf", "no such file"],
         ["bench", "--prompt", "0"],
     ],

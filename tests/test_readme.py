@@ -80,8 +80,9 @@ def test_every_path_of_the_map_exists() -> None:
 
 
 def test_the_map_has_every_folder_of_the_package() -> None:
-    folders = [path for path in (REPOSITORY / "lutra").iterdir() if path.is_dir() and path.name != "__pycache__"]
-    assert [path.name for path in folders if f"| `lutra/{path.name}/` |" not in README] == []
+    files = [path.relative_to(REPOSITORY) for path in REPOSITORY.glob("lutra/*/*") if path.is_file()]
+    folders = sorted({path.parent.as_posix() for path in files} - {"lutra/__pycache__"})
+    assert [folder for folder in folders if f"| `{folder}/` |" not in README] == []
 
 
 def test_every_debug_word_is_named() -> None:
