@@ -38,9 +38,10 @@ def fetch(repo: str, file_part: str | None = None) -> Path:
 
 
 def download(repo: str, patterns: list[str], ignore: list[str] | None) -> str:
+    console = Console(stderr=True)
     percentage = TextColumn("{task.percentage:>3.0f} %")
     columns = TextColumn("{task.description}"), BarColumn(), percentage, TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
 
         class Bar(RichBar):
             rich_progress = progress

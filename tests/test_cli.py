@@ -171,13 +171,14 @@ def test_a_repository_of_gguf_files_asks_for_one(tmp_path: Path, monkeypatch: py
         cli_hub.fetch("org/repo")
 
 
-def test_no_network_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def snapshot_download(repo: str, **options: Any) -> str:
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(cli_hub, "snapshot_download", snapshot_download)
     with pytest.raises(FileError, match=r"could not fetch org/repo .*\(ConnectionError: no route to host\); check"):
         cli_hub.fetch("org/repo")
+    assert capsys.readouterr() == ("", "")
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
