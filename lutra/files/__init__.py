@@ -1,0 +1,30 @@
+"""Model files on disk: `open_model` gives metadata and named tensors, mapped into memory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lutra.files import gguf, safetensors
+from lutra.files.door import refusal
+from lutra.files.model_file import LazyTensor, ModelFile
+
+__all__ = ["LazyTensor", "ModelFile", "open_model"]
+
+WHAT_TO_GIVE = "give a .gguf file, a .safetensors file with config.json beside it, or a Hugging Face model folder"
+OPENERS = {".gguf": gguf.open, ".safetensors": safetensors.open}  # by suffix
+
+
+def open_model(path: str | Path) -> ModelFile:
+    """Open a model by its path: a GGUF file, a Hugging Face folder, or a .safetensors file beside its config.json.
+
+    raises   FileError    nothing there, another kind of file, or a file that does not pass its format's checks
+    """
+    path = Path(os.path.expanduser(path))
+    if not os.path.exists(path):  # False, not an error, for names too long or with a zero byte
+        raise refusal(path, "path", "a model", "nothing there", WHAT_TO_GIVE)
+    if path.is_dir():
+        return safetensors.open(path)
+    if path.suffix.lower() not in OPENERS:
+        raise refusal(path, "path", "a suffix of " + " or ".join(OPENERS), repr(path.suffix), WHAT_TO_GIVE)
+    return OPENERS[path.suffix.lower()](path)

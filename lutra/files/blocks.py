@@ -1,0 +1,175 @@
+"""GGUF tensor types: how many weights a block holds, in how many bytes, and which format it becomes.
+
+A row is whole blocks, low K first.  A decoder takes blocks uint8 [N, blocks, block_bytes] and returns codes uint8
+[N, K], scales and mins [N, G] with the same values; its docstring is the byte layout, fields in order.
+Source of the layouts: ggml, src/ggml-common.h; checked against the `gguf` package (gguf.quants) in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+from lutra.formats import catalog
+from lutra.formats.format import Format
+from lutra.formats.qtensor import QTensor
+
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # codes, scales, mins
+
+CHUNK_WEIGHTS = 1 << 24  # decoded at a time: bounds the memory beside the result to a few times 16 MiB
+TWO_BIT_SHIFTS = np.array([0, 2, 4, 6], np.uint8)[:, None]  # [4, 1]
+POWERS_OF_THREE = np.array([1, 3, 9, 27, 81], np.uint8)[:, None]  # [5, 1]
+
+
+def _f16(field: np.ndarray) -> np.ndarray:
+    """View bytes [..., 2] as f16 [...]."""
+    return np.ascontiguousarray(field).view("<f2")[..., 0]
+
+
+def _nibbles(field: np.ndarray) -> np.ndarray:
+    """Spread bytes [..., B] to codes [..., 2 B]: all low nibbles, then all high ones."""
+    return np.concatenate([field & 15, field >> 4], axis=-1)
+
+
+def _rows(values: np.ndarray) -> np.ndarray:
+    """Flatten everything behind N: [N, ...] to [N, K] or [N, G]."""
+    return values.reshape(len(values), -1)
+
+
+def q4_0(blocks: np.ndarray) -> Parts:
+    """d f16 | 16 bytes of nibbles: weights 0-15 low, 16-31 high.  d * (code - 8)."""
+    return _rows(_nibbles(blocks[..., 2:18])), _f16(blocks[..., 0:2]), None
+
+
+def q4_1(blocks: np.ndarray) -> Parts:
+    """d f16 | m f16 | 16 bytes of nibbles as q4_0.  d * code + m."""
+    return _rows(_nibbles(blocks[..., 4:20])), _f16(blocks[..., 0:2]), _f16(blocks[..., 2:4])
+
+
+def q8_0(blocks: np.ndarray) -> Parts:
+    """d f16 | 32 x i8.  d * code; stored here with 128 added, which flips the sign bit."""
+    return _rows(blocks[..., 2:34] ^ 0x80), _f16(blocks[..., 0:2]), None
+
+
+def q4_k(blocks: np.ndarray) -> Parts:
+    """d f16 | dmin f16 | 12 bytes: 8 scales and 8 mins of 6 bits | 128 bytes of nibbles, per 32 bytes low then high.
+
+    d * scale[j] * code - dmin * min[j] for each 32 weights j.  Both products are exact in f32 (11 + 6 bits of 24).
+    bytes 0-3   | scale 4+j high 2 | scale j      |      bytes 4-7   | min 4+j high 2 | min j |
+    bytes 8-11  | min 4+j low 4    | scale 4+j low 4 |
+    """
+    packed = blocks[..., 4:16].reshape(*blocks.shape[:2], 3, 4)
+    low, middle, high = packed[..., 0, :], packed[..., 1, :], packed[..., 2, :]  # [N, blocks, 4]
+    scale = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)], axis=-1)  # [N, blocks, 8]
+    least = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], axis=-1)
+    d = _f16(blocks[..., 0:2]).astype(np.float32)[..., None]
+    dmin = _f16(blocks[..., 2:4]).astype(np.float32)[..., None]
+    codes = _nibbles(blocks[..., 16:144].reshape(*blocks.shape[:2], 4, 32))
+    return _rows(codes), _rows(d * scale), _rows(-(dmin * least))
+
+
+def q6_k(blocks: np.ndarray) -> Parts:
+    """128 bytes: low 4 bits | 64 bytes: high 2 bits | 16 x i8 scale | d f16.  d * scale[k // 16] * (code - 32).
+
+    Per half of 128 weights: 64 bytes of nibbles (weights 0-63 low, 64-127 high) and 32 bytes of four 2-bit fields
+    (field j of byte l belongs to weight 32 j + l).
+    """
+    low = _nibbles(blocks[..., 0:128].reshape(*blocks.shape[:2], 2, 64)).reshape(*blocks.shape[:2], 2, 4, 32)
+    high = blocks[..., 128:192].reshape(*blocks.shape[:2], 2, 1, 32) >> TWO_BIT_SHIFTS & 3  # [N, blocks, 2, 4, 32]
+    d = _f16(blocks[..., 208:210]).astype(np.float32)[..., None]
+    scales = d * np.ascontiguousarray(blocks[..., 192:208]).view(np.int8)  # [N, blocks, 16]
+    codes = (low | high << 4) + np.uint8(128 - 32)
+    return _rows(codes), _rows(scales), None
+
+
+def tq1_0(blocks: np.ndarray) -> Parts:
+    """48 + 4 bytes of base-3 digits | d f16.  d * (digit - 1).
+
+    A byte holds digits as a fraction of 256: digit n is floor(3 * (byte * 3^n mod 256) / 256).
+    Bytes 0-31 hold weights 0-159 (digit n of byte i is weight 32 n + i), 32-47 hold 160-239 (16 n + i),
+    48-51 hold 240-255 (4 n + i).
+    """
+    def digits(first: int, last: int, per_byte: int) -> np.ndarray:
+        field = blocks[..., None, first:last] * POWERS_OF_THREE[:per_byte]  # wraps at 256, as it should
+        return (field.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(*blocks.shape[:2], -1)
+
+    codes = np.concatenate([digits(0, 32, 5), digits(32, 48, 5), digits(48, 52, 4)], axis=-1)
+    return _rows(codes), _f16(blocks[..., 52:54]), None
+
+
+def tq2_0(blocks: np.ndarray) -> Parts:
+    """64 bytes of 2-bit fields | d f16.  d * (code - 1), code 3 unused.
+
+    Per half of 128 weights: 32 bytes of four fields, field j of byte l is weight 32 j + l.
+    """
+    codes = blocks[..., 0:64].reshape(*blocks.shape[:2], 2, 1, 32) >> TWO_BIT_SHIFTS & 3  # [N, blocks, 2, 4, 32]
+    return _rows(codes), _f16(blocks[..., 64:66]), None
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """A row of READABLE.  Dense types have a dtype; quantised ones a format, and a decoder to it."""
+
+    name: str
+    block_size: int  # weights
+    block_bytes: int
+    dtype: np.dtype | None = None
+    format: Format | None = None
+    decode: Callable[[np.ndarray], Parts] | None = None
+    change: str = "re-coded"
+
+    @property
+    def recoded(self) -> str:
+        """What reading changes, in words; the values are the same for every type here."""
+        return f"{self.change} to {self.format.name} (lossless)" if self.format else "as stored"
+
+
+def _dense(name: str, dtype: np.dtype) -> TensorType:
+    return TensorType(name, 1, dtype.itemsize, dtype=dtype)
+
+
+Q4_K_FORMAT = catalog.planes(4, 32, scale_dtype="f32", offset="mins")
+Q6_K_FORMAT = catalog.int8(16, scale_dtype="f32")
+
+# ids: ggml.h, enum ggml_type
+READABLE: dict[int, TensorType] = {
+    0: _dense("F32", np.dtype("<f4")),
+    1: _dense("F16", np.dtype("<f2")),
+    30: _dense("BF16", np.dtype(ml_dtypes.bfloat16)),
+    2: TensorType("Q4_0", 32, 18, format=catalog.planes(4, 32, zero=8), decode=q4_0),
+    3: TensorType("Q4_1", 32, 20, format=catalog.planes(4, 32, offset="mins"), decode=q4_1),
+    8: TensorType("Q8_0", 32, 34, format=catalog.int8(32), decode=q8_0),
+    12: TensorType("Q4_K", 256, 144, format=Q4_K_FORMAT, decode=q4_k),
+    14: TensorType("Q6_K", 256, 210, format=Q6_K_FORMAT, decode=q6_k, change="widened"),
+    34: TensorType("TQ1_0", 256, 54, format=catalog.ternary(256), decode=tq1_0),
+    35: TensorType("TQ2_0", 256, 66, format=catalog.ternary(256), decode=tq2_0),
+}
+
+# for the error that says what a file holds instead
+TYPE_NAMES = {
+    6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 13: "Q5_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS",
+    18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32",
+    27: "I64", 28: "F64", 29: "IQ1_M", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0", 42: "Q2_0",
+}  # fmt: skip
+
+
+def decode_matrix(kind: TensorType, data: np.ndarray, shape: tuple[int, int]) -> QTensor:
+    """Decode a stored matrix, some rows at a time.
+
+    data     uint8 [N * K / block_size * block_bytes]
+    returns  QTensor (N, K)
+    raises   FormatError    a code without meaning, or a scale that is not finite
+    """
+    assert kind.format is not None and kind.decode is not None
+    n, k = shape
+    blocks = data.reshape(n, k // kind.block_size, kind.block_bytes)
+    step = max(1, CHUNK_WEIGHTS // k)
+    parts = []
+    for row in range(0, n, step):
+        with np.errstate(invalid="ignore"):  # inf * 0 in a damaged file; QTensor refuses what comes of it
+            codes, scales, mins = kind.decode(blocks[row : row + step])
+        parts.append(QTensor.from_codes(kind.format, codes, scales, mins=mins))
+    return parts[0] if len(parts) == 1 else QTensor.concat(parts)

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+
+from lutra.errors import FormatError
+from lutra.files import blocks
+from lutra.files.blocks import READABLE, decode_matrix
+from tests.files.gguf_writer import BLOCKS, TYPE_IDS, random_blocks
+
+
+def decode(name, stored):
+    """stored uint8 [N, blocks, bytes]."""
+    block_size = BLOCKS[name][0]
+    return decode_matrix(READABLE[TYPE_IDS[name]], stored.reshape(-1), (len(stored), stored.shape[1] * block_size))
+
+
+def f16(value):
+    return list(np.array([value], "<f2").tobytes())
+
+
+def block(*fields):
+    return np.array([[sum(fields, [])]], np.uint8)
+
+
+def test_q4_0_by_hand():
+    # byte i: low nibble weight i, high nibble weight 16 + i; value 0.5 * (code - 8)
+    w = decode("Q4_0", block(f16(0.5), [0xF0] + [0x88] * 15)).dequantize()[0]
+    assert w[0] == -4.0 and w[16] == 3.5 and not w[1:16].any() and not w[17:].any()
+
+
+def test_q4_1_by_hand():
+    w = decode("Q4_1", block(f16(0.5), f16(-1.0), [0x21] + [0] * 15)).dequantize()[0]
+    assert w[0] == -0.5 and w[16] == 0.0 and (w[1:16] == -1).all()
+
+
+def test_q8_0_by_hand():
+    w = decode("Q8_0", block(f16(0.25), [1, 0xFF, 0x80, 0x7F] + [0] * 28)).dequantize()[0]
+    assert w[:5].tolist() == [0.25, -0.25, -32.0, 31.75, 0.0]
+
+
+def test_q4_k_by_hand():
+    # scales 1..4 in bytes 0-3, mins 5..8 in bytes 4-7; scale 4: low 4 bits of byte 8 | top 2 of byte 0
+    packed = [1 | 0x40, 2, 3, 4, 5, 6 | 0x80, 7, 8, 0x2F, 0x31, 0, 0]
+    codes = [0] * 128
+    codes[0] = 0x10  # weight 0: 0, weight 32: 1
+    codes[64] = 0x07  # third pair of 32: weight 128: 7
+    codes[96] = 0x30  # fourth pair: weight 224: 3, whose scale and min are 0
+    w = decode("Q4_K", block(f16(1.0), f16(0.5), packed, codes)).dequantize()[0]
+    assert w[0] == -0.5 * 5
+    assert w[32] == 2 - 0.5 * 6
+    assert w[128] == (15 + 16) * 7 - 0.5 * 2
+    assert w[160] == -0.5 * (3 + 32)
+    assert w[224] == 0
+
+
+def test_q6_k_by_hand():
+    low, high, scales = [0] * 128, [0] * 64, [1] * 16
+    low[0] = 0x21  # weight 0: 1, weight 64: 2
+    high[0] = 0b11_00_00_10  # weight 0 high 2, weight 96 high 3
+    scales[6] = 0xFE  # -2, for weights 96-111
+    w = decode("Q6_K", block(low, high, scales, f16(0.5))).dequantize()[0]
+    assert w[0] == 0.5 * (0x21 - 32) and w[64] == 0.5 * (2 - 32) and w[96] == 0.5 * -2 * (48 - 32) and w[255] == -16
+
+
+def test_tq2_0_by_hand():
+    w = decode("TQ2_0", block([0b10_00_01_01] + [0x55] * 63, f16(3.0))).dequantize()[0]
+    assert w[[0, 32, 64, 96]].tolist() == [0, 0, -3, 3] and w[1:32].tolist() == [0] * 31
+
+
+def test_tq1_0_by_hand():
+    # digits 2 0 1 2 0 of five trits: 2*81 + 0*27 + 1*9 + 2*3 + 0 = 177; stored ceil(177 * 256 / 243) = 187
+    w = decode("TQ1_0", block([187] + [128] * 51, f16(1.0))).dequantize()[0]
+    assert w[[0, 32, 64, 96, 128]].tolist() == [1, -1, 0, 1, -1]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize(("n", "num_blocks"), [(1, 1), (5, 3)])
+def test_equals_the_gguf_package(name, n, num_blocks):
+    gguf = pytest.importorskip("gguf", reason="the gguf package is the outside reference for block formats")
+    stored = random_blocks(np.random.default_rng(1), name, n, num_blocks * BLOCKS[name][0])
+    expected = gguf.quants.dequantize(stored.reshape(n, -1), gguf.GGMLQuantizationType[name])
+    weight = decode(name, stored)
+    assert weight.shape == expected.shape
+    assert np.array_equal(weight.dequantize(), expected)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_reads_what_is_said(name):
+    """The `recoded` text names the format that comes."""
+    weight = decode(name, random_blocks(np.random.default_rng(2), name, 2, BLOCKS[name][0]))
+    assert weight.format.name in READABLE[TYPE_IDS[name]].recoded
+
+
+def test_chunks_of_rows_make_the_same_matrix(monkeypatch):
+    stored = random_blocks(np.random.default_rng(3), "Q4_K", 7, 512)
+    whole = decode("Q4_K", stored)
+    monkeypatch.setattr(blocks, "CHUNK_WEIGHTS", 1100)  # two rows
+    parts = decode("Q4_K", stored)
+    assert np.array_equal(whole.packed, parts.packed) and np.array_equal(whole.dequantize(), parts.dequantize())
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_refuses_scales_that_are_not_finite(name):
+    stored = random_blocks(np.random.default_rng(4), name, 2, BLOCKS[name][0])
+    at = next(iter(BLOCKS[name][2]))
+    stored[1, 0, at : at + 2] = f16(np.inf)
+    with pytest.raises(FormatError, match="finite"):
+        decode(name, stored)
+
+
+def test_refuses_a_fourth_ternary_code():
+    with pytest.raises(FormatError, match="ternary codes"):
+        decode("TQ2_0", block([0xC0] + [0] * 63, f16(1.0)))
