@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lutra.errors import CapacityError
+from lutra.kernels import rope
 from lutra.kernels.buffers import aligned
 from lutra.model.config import ModelConfig
 from lutra.model.rope import rope_frequencies
@@ -13,7 +14,7 @@ ROW_BLOCK = 16  # rows are padded to this, so that kernels may compute whole blo
 COLUMN_BLOCK = 64
 
 # Fields of `state`, an int64 vector every row-dependent kernel reads.
-NUM_ROWS, POSITION, HEAD_ROW = 0, 1, 2
+NUM_ROWS, POSITION, HEAD_ROW, NUM_HEAD_ROWS = 0, 1, 2, 3
 
 
 def round_up(n: int, block: int) -> int:
@@ -30,8 +31,7 @@ class Buffers:
     attended  f32 [rows, heads * head_dim]
     gated     f32 [rows, ffn]
     logits    f32 [head_rows, vocab]
-    keys      f32 per layer [kv_heads, context / 16, head_dim, 16]
-    values    f32 per layer [kv_heads, context, head_dim rounded up to 16]
+    keys, values                          f16 per layer, see kernels/rope.py
     Row lengths are rounded up to 64 columns (and 256 where a group needs it); what lies beyond the width stays zero.
     """
 
@@ -45,14 +45,11 @@ class Buffers:
         self.attended = self._matrix(heads * width)
         self.gated = self._matrix(config.ffn_size)
         self.logits = aligned((round_up(head_rows, ROW_BLOCK), _columns(config.vocab_size)), np.float32)
-        shape = (kv_heads, self.context // 16, width, 16)
         try:
-            self.keys = [aligned(shape, np.float32) for _ in range(config.num_layers)]
-            self.values = [
-                aligned((kv_heads, self.context, round_up(width, 16)), np.float32) for _ in range(config.num_layers)
-            ]
+            cache = [rope.allocate_cache(kv_heads, context, width) for _ in range(config.num_layers)]
         except MemoryError:
             raise CapacityError(f"no memory for a context of {context} tokens; ask for less with --ctx") from None
+        self.keys, self.values = [keys for keys, _ in cache], [values for _, values in cache]
         angles = np.arange(self.context)[:, None] * rope_frequencies(config, factors)  # [context, head_dim / 2]
         self.cos, self.sin = _aligned_copy(np.cos(angles)), _aligned_copy(np.sin(angles))
 

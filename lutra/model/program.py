@@ -7,12 +7,14 @@ step to step stands in `tokens` and `state`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from lutra.compiler.launch import Step
-from lutra.kernels import activations, attention, choose, embed, norm, rope
+from lutra.kernels import activations, attention, embed, matmul, norm, rope
 from lutra.kernels.activations import Activations
+from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import TiledWeight
 from lutra.model.buffers import Buffers
 from lutra.model.config import ModelConfig
@@ -44,70 +46,63 @@ class Recorder:
 
     def head(self) -> list[Step]:
         """residual → logits, for head_state[NUM_ROWS] rows starting at row head_state[HEAD_ROW]."""
-        b = self.buffers
-        inputs = self._normed((self.weights.head,), b.residual, self.weights.final_norm, b.head_state, head=True)
-        return inputs + [self._matmul(self.weights.head, b.residual, b.logits, b.head_state, "store", normed=True)]
+        b, head = self.buffers, self.weights.head
+        inputs = self._inputs((head,), b.residual, self.weights.final_norm, b.head_state, source_row="head")
+        return inputs + [self._matmul(head, self.scratch.of(head.weight, b.residual), b.logits, b.head_state, "store")]
 
     def _attention(self, index: int, layer: LayerWeights) -> list[Step]:
         b, c = self.buffers, self.config
-        steps = self._normed(layer.qkv, b.residual, layer.attn_norm, b.state)
-        steps += [self._matmul(linear, b.residual, b.qkv, b.state, "store", normed=True) for linear in layer.qkv]
-        steps.append(
-            rope.bind(
-                b.qkv, b.cos, b.sin, b.keys[index], b.values[index], b.state,
-                num_heads=c.num_heads, num_kv_heads=c.num_kv_heads, head_dim=c.head_dim,
-                q_norm=layer.q_norm, k_norm=layer.k_norm, eps=c.norm_eps, isa=self.isa,
-            )
-        )  # fmt: skip
-        steps.append(
-            attention.bind(
-                b.qkv, b.keys[index], b.values[index], b.attended, b.state,
-                num_heads=c.num_heads, num_kv_heads=c.num_kv_heads, head_dim=c.head_dim, isa=self.isa,
-            )
-        )  # fmt: skip
-        return steps + self._project(layer.o, b.attended, layer.attn_sub_norm, c.num_heads * c.head_dim)
+        keys, values = b.keys[index], b.values[index]
+        steps = self._inputs(layer.qkv, b.residual, layer.attn_norm, b.state)
+        for linear in layer.qkv:
+            steps.append(self._matmul(linear, self.scratch.of(linear.weight, b.residual), b.qkv, b.state, "store"))
+        norms = {"q_norm": layer.q_norm, "k_norm": layer.k_norm, "eps": c.norm_eps}
+        steps.append(rope.bind(b.qkv, keys, values, b.cos, b.sin, b.state, heads=c.num_heads, isa=self.isa, **norms))
+        steps.append(attention.bind(b.qkv, keys, values, b.attended, b.state, heads=c.num_heads, isa=self.isa))
+        return steps + self._project(layer.o, b.attended, layer.attn_sub_norm)
 
     def _feed_forward(self, layer: LayerWeights) -> list[Step]:
-        b = self.buffers
-        steps = self._normed((layer.gate_up,), b.residual, layer.ffn_norm, b.state)
-        steps.append(self._matmul(layer.gate_up, b.residual, b.gated, b.state, self.config.activation, normed=True))
-        return steps + self._project(layer.down, b.gated, layer.ffn_sub_norm, self.config.ffn_size)
+        b, gate_up = self.buffers, layer.gate_up
+        steps = self._inputs((gate_up,), b.residual, layer.ffn_norm, b.state)
+        source = self.scratch.of(gate_up.weight, b.residual)
+        steps.append(self._matmul(gate_up, source, b.gated, b.state, self.config.activation))
+        return steps + self._project(layer.down, b.gated, layer.ffn_sub_norm)
 
-    def _project(self, linear: Linear, x: np.ndarray, weight: np.ndarray | None, width: int) -> list[Step]:
-        """residual += linear(norm(x)); without a norm weight x goes in as it is."""
+    def _project(self, linear: Linear, x: np.ndarray, norm_weight: np.ndarray | None) -> list[Step]:
+        """residual += linear(x), of the normalised x where the family has a norm there."""
         b = self.buffers
-        steps = self._normed((linear,), x, weight, b.state)
-        is_dense_as_is = weight is None and linear.weight.format is None
-        return steps + [self._matmul(linear, x, b.residual, b.state, "add", normed=not is_dense_as_is)]
+        reads_x = norm_weight is None and linear.weight.format is None
+        source = x if reads_x else self.scratch.of(linear.weight, x)
+        steps = [] if reads_x else self._inputs((linear,), x, norm_weight, b.state)
+        return steps + [self._matmul(linear, source, b.residual, b.state, "add")]
 
-    def _normed(
-        self, linears: tuple[Linear, ...], x: np.ndarray, weight: np.ndarray | None, state: np.ndarray, head: bool = False
+    def _inputs(
+        self,
+        linears: tuple[Linear, ...],
+        x: np.ndarray,
+        norm_weight: np.ndarray | None,
+        state: np.ndarray,
+        source_row: str = "all",
     ) -> list[Step]:
-        """What the linears read: one normalised (and quantised) copy of x for each kind of input they need."""
-        steps = {}
-        for linear in linears:
-            form = linear.weight
-            if form.format is None and weight is None:
-                continue
-            width = form.k
-            if form.format is None:
-                out = self.scratch.dense(x)
-                step = lambda: norm.rms_norm(x, weight, out, state, width=width, eps=self.config.norm_eps, head=head, isa=self.isa)  # noqa: E731, B023
+        """x normalised, and quantised where a linear wants int8: once for each kind of input the linears need."""
+        kinds = {self.scratch.kind(linear.weight): linear.weight for linear in linears}
+        steps = []
+        for weight in kinds.values():
+            target = self.scratch.of(weight, x)
+            options = {"width": weight.k, "eps": self.config.norm_eps, "source_row": source_row, "isa": self.isa}
+            if isinstance(target, Activations):
+                steps.append(norm.bind_quantize(x, target, state, weight=norm_weight, **options))
             else:
-                quantised = self.scratch.quantised(form)
-                step = lambda: norm.quantize(x, weight, quantised, state, width=width, eps=self.config.norm_eps, head=head, isa=self.isa)  # noqa: E731, B023
-            steps.setdefault(self.scratch.key(form), step)
-        return [step() for step in steps.values()]
+                assert norm_weight is not None
+                steps.append(norm.bind(x, norm_weight, target, state, **options))
+        return steps
 
-    def _matmul(
-        self, linear: Linear, x: np.ndarray, y: np.ndarray, state: np.ndarray, epilogue: str, normed: bool
-    ) -> Step:
-        form = linear.weight
-        source = self.scratch.quantised(form) if form.format is not None else self.scratch.dense(x) if normed else x
-        return choose.bind(
-            form, source, y, state, epilogue=epilogue, bias=linear.bias, column=linear.column,
-            tile_m=choose.tile_m(form, self.rows, self.isa), isa=self.isa,
-        )  # fmt: skip
+    def _matmul(self, linear: Linear, source: Source, y: np.ndarray, state: np.ndarray, epilogue: str) -> Step:
+        options = {"bias": linear.bias, "y_column": linear.column, "rows": self.rows, "isa": self.isa}
+        return matmul.bind(linear.weight, source, y, state, epilogue=epilogue, **options)
+
+
+Source = Activations | np.ndarray  # what a linear reads: int8 activations, or f32 [rows, stride]
 
 
 class Scratch:
@@ -115,25 +110,23 @@ class Scratch:
 
     def __init__(self, rows: int):
         self.rows = rows
-        self._quantised: dict[object, Activations] = {}
-        self._dense: dict[int, np.ndarray] = {}
+        self._buffers: dict[Any, Source] = {}
 
     @staticmethod
-    def key(weight: TiledWeight) -> object:
+    def kind(weight: TiledWeight) -> Any:
         """What decides the form of a linear's input."""
         if weight.format is None:
-            return ("dense",)
-        f = weight.format
-        return (f.activation_group, f.group_size, weight.order == "lut", weight.padded_k)
+            return "dense"
+        return (weight.format.activation_group, weight.format.group_size, weight.order == "lut", weight.padded_k)
 
-    def quantised(self, weight: TiledWeight) -> Activations:
-        key = self.key(weight)
-        if key not in self._quantised:
-            self._quantised[key] = activations.allocate(self.rows, weight.k, weight.format, with_tables=weight.order == "lut")
-        return self._quantised[key]
+    def of(self, weight: TiledWeight, x: np.ndarray) -> Source:
+        """The buffer in which `weight` finds what became of x, f32 [rows, stride]."""
+        key = (self.kind(weight), x.shape[1])
+        if key not in self._buffers:
+            self._buffers[key] = self._allocate(weight, x)
+        return self._buffers[key]
 
-    def dense(self, like: np.ndarray) -> np.ndarray:
-        width = like.shape[1]
-        if width not in self._dense:
-            self._dense[width] = np.zeros_like(like)
-        return self._dense[width]
+    def _allocate(self, weight: TiledWeight, x: np.ndarray) -> Source:
+        if weight.format is None:
+            return aligned(x.shape, np.float32)
+        return activations.allocate(self.rows, weight.k, weight.format, with_tables=weight.order == "lut")

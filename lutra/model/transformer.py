@@ -13,7 +13,7 @@ import numpy as np
 
 from lutra.compiler.launch import Program, Workers
 from lutra.errors import CapacityError, RequestError
-from lutra.model.buffers import HEAD_ROW, NUM_ROWS, POSITION, Buffers
+from lutra.model.buffers import HEAD_ROW, NUM_HEAD_ROWS, NUM_ROWS, POSITION, Buffers
 from lutra.model.config import ModelConfig
 from lutra.model.program import Recorder, Scratch
 from lutra.model.weights import Weights
@@ -67,8 +67,7 @@ class Transformer:
     def decode(self, token: int, position: int) -> np.ndarray:
         """Run one token; return the logits of the next, f32 [vocab] (valid until the next call)."""
         self._enter([token], position)
-        head = self.buffers.head_state
-        head[NUM_ROWS], head[HEAD_ROW] = 1, 0
+        self._choose_head_rows(0, 1)
         self._decode.run(self.workers, 1)
         return self.buffers.logits[0, : self.config.vocab_size]
 
@@ -103,7 +102,11 @@ class Transformer:
         self.buffers.state[NUM_ROWS], self.buffers.state[POSITION] = len(ids), position
 
     def _logits(self, first: int, count: int) -> np.ndarray:
-        head = self.buffers.head_state
-        head[NUM_ROWS], head[HEAD_ROW] = count, first
+        self._choose_head_rows(first, count)
         self._head.run(self.workers, count)
         return self.buffers.logits[:count, : self.config.vocab_size]
+
+    def _choose_head_rows(self, first: int, count: int) -> None:
+        head = self.buffers.head_state
+        head[NUM_ROWS] = head[NUM_HEAD_ROWS] = count
+        head[HEAD_ROW] = first

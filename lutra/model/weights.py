@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lutra.formats.qtensor import QTensor
-from lutra.kernels import choose
+from lutra.kernels import matmul
 from lutra.kernels.tiles import TiledWeight, interleave_rows
 
 Matrix = np.ndarray | QTensor
@@ -66,7 +66,7 @@ class Weights:
 
 def tile(matrix: Matrix, bias: np.ndarray | None = None, column: int = 0) -> Linear:
     """Put a weight into the order of the kernel that `choose` picks for it."""
-    weight = choose.tile(matrix)
+    weight = matmul.tile(matrix)
     padded = None
     if bias is not None:
         padded = np.zeros(weight.padded_n, np.float32)
@@ -107,4 +107,6 @@ def _stack_biases(matrices: Sequence[Matrix], biases: Sequence[np.ndarray | None
     if all(bias is None for bias in biases):
         return None
     pairs = zip(matrices, biases, strict=True)
-    return np.concatenate([np.zeros(m.shape[0], np.float32) if b is None else np.asarray(b, np.float32) for m, b in pairs])
+    return np.concatenate(
+        [np.zeros(m.shape[0], np.float32) if b is None else np.asarray(b, np.float32) for m, b in pairs]
+    )
