@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "train": "errors formats files",
     "compiler": "debug errors",
     "kernels": "compiler debug errors formats machine",
-    "model": "debug errors files formats kernels quantize machine",
+    "model": "compiler debug errors files formats kernels quantize machine",   # compiler: program.py is made of launches
     "engine": "debug errors model machine", "server": "debug errors engine", "cluster": "debug errors engine server",
     "bench": "debug errors formats kernels model engine machine",
     "cli": "everything",
@@ -85,7 +85,7 @@ def is_part(name: str) -> bool:
 
 @pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_arrows_point_one_way(path: Path) -> None:
-    assert not list(complaints(path))
+    assert not set(complaints(path))
 
 
 def test_the_table_has_no_cycle() -> None:

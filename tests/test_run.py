@@ -86,7 +86,7 @@ def test_ctrl_c_while_generating_exits_130(story_gguf: Path, repository: Path) -
     )
     os.close(write)
     deadline = time.monotonic() + 60
-    while waiting_bytes(fcntl, termios, read) <= size - 96 and time.monotonic() < deadline:
+    while waiting_bytes(fcntl, termios, read) <= size - 96 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     with os.fdopen(read, "rb") as out:
