@@ -12,7 +12,7 @@ from lutra.files.model_file import ModelFile
 from lutra.formats.qtensor import QTensor
 from lutra.model.config import ModelConfig
 from lutra.model.rope import rope_frequencies
-from lutra.quantize.ternary import absmean_ternary
+from lutra.quantize.ternary import absmean
 
 
 class ReferenceDecoder:
@@ -24,7 +24,7 @@ class ReferenceDecoder:
         if config.family.quantize_activations:
             for name, value in self.weights.items():
                 if isinstance(value, np.ndarray) and value.ndim == 2 and name not in ("embed", "head"):
-                    self.weights[name] = absmean_ternary(value.astype(np.float32))
+                    self.weights[name] = absmean(value.astype(np.float32))
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         """float64 [len(tokens), vocab]."""

@@ -12,7 +12,7 @@ from lutra.files.model_file import ModelFile
 from lutra.formats.qtensor import QTensor
 from lutra.model.config import ModelConfig
 from lutra.model.weights import LayerWeights, Linear, Matrix, Weights, gated, side_by_side, tile
-from lutra.quantize.ternary import absmean_ternary
+from lutra.quantize.ternary import absmean
 
 Progress = Callable[[str, int, int], None]
 
@@ -29,7 +29,7 @@ class Reader:
         value = self._read(name, (rows, columns))
         if isinstance(value, QTensor) or not self.config.family.quantize_activations or name in ("embed", "head"):
             return value
-        return absmean_ternary(np.asarray(value, np.float32))
+        return absmean(np.asarray(value, np.float32))
 
     def vector(self, name: str, length: int) -> np.ndarray:
         """A norm weight or bias as f32 [length]."""
