@@ -1,7 +1,7 @@
 """`python -m lutra.train`: train the small ternary decoder, then export it.
 
 Example
-    python -m lutra.train --corpus english_novels --stories tinystories --out run --minutes 100
+    python -m lutra.train --corpus english_novels --stories tinystories --out run --minutes 100 --export model
 """
 
 from __future__ import annotations
@@ -12,28 +12,44 @@ from pathlib import Path
 
 from lutra.errors import LutraError
 
+TOKENS_PER_STEP = 4096
+
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("python -m lutra.train", description="Train a small ternary decoder.")
+    p = argparse.ArgumentParser("lutra train", description="Train a small ternary decoder in PyTorch.")
     p.add_argument("--corpus", type=Path, required=True, help="folder of novels, one Author_Title_Year.txt each")
     p.add_argument("--stories", type=Path, required=True, help="file or folder of short stories")
     p.add_argument("--out", type=Path, required=True, help="folder for tokenizer, checkpoint and log")
+    p.add_argument("--export", type=Path, help="write the finished model to this folder")
     p.add_argument("--minutes", type=float, default=100, help="active time to train (default 100)")
     p.add_argument("--until", help="stop at this time of day, HH:MM in UTC, if that comes first")
     p.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
+    p.add_argument("--peak-rate", type=float, default=2e-3, help="highest learning rate (default 0.002)")
+    p.add_argument("--story-share", type=float, nargs=2, default=(0.15, 0.35), metavar=("FIRST", "LAST"),
+                   help="share of stories in the mixture at the start and at the end (default 0.15 0.35)")
+    p.add_argument("--length", type=int, default=512, help="tokens per window (default 512)")
     p.add_argument("--threads", type=int, default=2)
     return p
 
 
-def main() -> int:
-    args = parser().parse_args()
-    from lutra.train import loop  # torch is imported only once the arguments are known to be right
+def run(args: argparse.Namespace) -> None:
+    # torch is imported only once the arguments are known to be right
+    from lutra.train import loop
+    from lutra.train.export import export
 
+    budget = loop.Budget(minutes=args.minutes, until=loop.parse_until(args.until) if args.until else None)
+    config = loop.TrainConfig(length=args.length, batch_size=TOKENS_PER_STEP // args.length, peak_rate=args.peak_rate,
+                              story_share=tuple(args.story_share), threads=args.threads)
+    loop.train(args.corpus, args.stories, args.out, budget, config, args.resume,
+               report=lambda line: print(line, flush=True))
+    if args.export:
+        export(args.out, args.export)
+        print(f"wrote {args.export}")
+
+
+def main() -> int:
     try:
-        until = loop.parse_until(args.until) if args.until else None
-        loop.train(args.corpus, args.stories, args.out, loop.Budget(minutes=args.minutes, until=until),
-                   loop.TrainConfig(threads=args.threads), resume=args.resume,
-                   report=lambda line: print(line, flush=True))
+        run(parser().parse_args())
     except LutraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

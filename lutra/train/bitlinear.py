@@ -40,27 +40,29 @@ def quantize_activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class _IntegerLinear(torch.autograd.Function):
-    """x @ weight.T in quantised numbers; gradients as if x and weight had been used as quantised values directly."""
+    """x @ concatenated(weights).T in quantised numbers; gradients as if the quantised values had been given."""
 
     @staticmethod
-    def forward(ctx, x, weight):  # type: ignore[no-untyped-def, override]
+    def forward(ctx, x, *weights):  # type: ignore[no-untyped-def, override]
         # Integers up to 127 and ternary codes are exact in bfloat16, so a bf16 product loses nothing before the sum.
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else torch.float32
-        codes, scale = ternarize(weight)
+        ternary = [ternarize(weight) for weight in weights]
+        codes = torch.cat([codes for codes, _ in ternary]).to(dtype)  # [N, K]
+        row_scales = torch.cat([scale.expand(len(codes)) for codes, scale in ternary]).to(dtype)  # [N]
         values, scales = quantize_activations(x)
-        codes, values = codes.to(dtype), values.to(dtype)
-        ctx.save_for_backward(values, scales, codes, scale)
-        ctx.x_dtype = x.dtype
-        return torch.nn.functional.linear(values, codes) * (scales * scale).to(dtype)
+        values, scales = values.to(dtype), scales.to(dtype)
+        ctx.save_for_backward(values, scales, codes, row_scales)
+        ctx.x_dtype, ctx.rows = x.dtype, [len(weight) for weight in weights]
+        return torch.nn.functional.linear(values, codes) * scales * row_scales
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def, override]
-        values, scales, codes, scale = ctx.saved_tensors
+        values, scales, codes, row_scales = ctx.saved_tensors
         grad = grad.to(values.dtype)
-        grad_x = (grad @ (codes * scale.to(codes.dtype))).to(ctx.x_dtype)
-        scaled = (grad * scales.to(grad.dtype)).reshape(-1, grad.shape[-1])  # [tokens, N]
+        grad_x = ((grad * row_scales) @ codes).to(ctx.x_dtype)
+        scaled = (grad * scales).reshape(-1, grad.shape[-1])  # [tokens, N]
         grad_weight = (scaled.T @ values.reshape(-1, values.shape[-1])).float()
-        return grad_x, grad_weight
+        return grad_x, *grad_weight.split(ctx.rows)
 
 
 class BitLinear(nn.Linear):
@@ -73,3 +75,9 @@ class BitLinear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = _IntegerLinear.apply(x, self.weight)
         return y if self.bias is None else y + self.bias
+
+
+def share_input(x: torch.Tensor, *layers: BitLinear) -> tuple[torch.Tensor, ...]:
+    """Apply several bias-free BitLinears to one x: what each returns alone, with x quantised once."""
+    y = _IntegerLinear.apply(x, *(layer.weight for layer in layers))
+    return y.split([layer.out_features for layer in layers], -1)

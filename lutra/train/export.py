@@ -2,11 +2,11 @@
 
 The folder is laid out as `microsoft/bitnet-b1.58-2B-4T` is: config.json, model.safetensors, tokenizer.json.
 
-| tensor                          | dtype | shape    | what                                                        |
-|---|---|---|---|
-| ...proj.weight                  | uint8 | [N/4, K] | four ternary codes + 1 per byte: bits 2i of row r = row i * N/4 + r |
-| ...proj.weight_scale            | bf16  | [1]      | mean of the absolute master weight; multiply by it          |
-| model.embed_tokens.weight, norms | bf16 | [V, K], [K] | as trained, rounded                                      |
+| tensor                | dtype | shape       | what                                                    |
+|-----------------------|-------|-------------|---------------------------------------------------------|
+| ..._proj.weight       | uint8 | [N/4, K]    | ternary codes + 1; bits 2i, 2i+1 of row r: row i*N/4 + r |
+| ..._proj.weight_scale | bf16  | [1]         | mean of the absolute master weight; multiply by it      |
+| embedding, norms      | bf16  | [V, K], [K] | as trained, rounded                                     |
 
 Source    huggingface.co/microsoft/bitnet-b1.58-2B-4T, and its loader in transformers, `integrations/bitnet.py`
 """
@@ -134,17 +134,35 @@ class Reference:
     def __init__(self, folder: Path, capture: dict[str, CapturedDot] | None = None) -> None:
         self.config = json.loads((folder / "config.json").read_text())
         self.tensors = load_file(folder / "model.safetensors")
+        self.codes = {name.removesuffix(".weight"): unpack_rows(tensor).float()
+                      for name, tensor in self.tensors.items() if tensor.dtype == torch.uint8}
         self.capture = capture
+
+    @torch.no_grad()
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        """ids [T] -> f32 [T, vocab]"""
+        sizes = DecoderConfig(head_dim=self.config["head_dim"], rope_theta=self.config["rope_theta"])
+        cos, sin = rotary_table(sizes, len(ids))
+        embedding = self.tensors["model.embed_tokens.weight"].float()
+        x = embedding[torch.tensor(ids)]
+        for i in range(self.config["num_hidden_layers"]):
+            layer = f"model.layers.{i}"
+            x = x + self.attention(self.norm(x, f"{layer}.input_layernorm"), f"{layer}.self_attn", cos, sin)
+            x = x + self.feed_forward(self.norm(x, f"{layer}.post_attention_layernorm"), f"{layer}.mlp")
+        return self.norm(x, "model.norm") @ embedding.T
 
     def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         mean = x.square().mean(-1, keepdim=True)
         return x * (mean + self.config["rms_norm_eps"]).rsqrt() * self.tensors[name + ".weight"].float()
 
     def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        """x f32 [T, K] -> f32 [T, N].  |acc| <= 127 * K, so int32 holds it for K up to 16 million."""
-        codes = unpack_rows(self.tensors[name + ".weight"])
+        """x f32 [T, K] -> f32 [T, N], by exact integer sums.
+
+        The sums are made in float32, where integers below 2**24 are exact in any order: |acc| <= 127 * K < 2**24
+        for K < 132,000.
+        """
         values, scales = quantize_activations(x)
-        acc = values.int() @ codes.int().T
+        acc = (values @ self.codes[name].T).int()
         if self.capture is not None:
             self.capture[name] = CapturedDot(x, values.to(torch.int8), acc)
         return acc.float() * (scales * self.tensors[name + ".weight_scale"].float())
@@ -165,18 +183,6 @@ class Reference:
         hidden = F.relu(self.linear(x, f"{prefix}.gate_proj")).square() * self.linear(x, f"{prefix}.up_proj")
         return self.linear(self.norm(hidden, f"{prefix}.ffn_sub_norm"), f"{prefix}.down_proj")
 
-    def logits(self, ids: list[int]) -> torch.Tensor:
-        """ids [T] -> f32 [T, vocab]"""
-        sizes = DecoderConfig(head_dim=self.config["head_dim"], rope_theta=self.config["rope_theta"])
-        cos, sin = rotary_table(sizes, len(ids))
-        embedding = self.tensors["model.embed_tokens.weight"].float()
-        x = embedding[torch.tensor(ids)]
-        for i in range(self.config["num_hidden_layers"]):
-            layer = f"model.layers.{i}"
-            x = x + self.attention(self.norm(x, f"{layer}.input_layernorm"), f"{layer}.self_attn", cos, sin)
-            x = x + self.feed_forward(self.norm(x, f"{layer}.post_attention_layernorm"), f"{layer}.mlp")
-        return self.norm(x, "model.norm") @ embedding.T
-
 
 def reference_logits(folder: Path, ids: list[int], capture: dict[str, CapturedDot] | None = None) -> torch.Tensor:
     """Run an exported folder in plain PyTorch: what an engine's logits are compared with.
@@ -186,8 +192,7 @@ def reference_logits(folder: Path, ids: list[int], capture: dict[str, CapturedDo
     capture  if given, filled with one CapturedDot per ternary linear, by its name in the file
     returns  f32 [T, vocab]
     """
-    with torch.no_grad():
-        return Reference(Path(folder), capture).logits(ids)
+    return Reference(Path(folder), capture).logits(ids)
 
 
 if __name__ == "__main__":

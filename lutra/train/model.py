@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lutra.train.bitlinear import BitLinear
+from lutra.train.bitlinear import BitLinear, share_input
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,19 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
 
 
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """softmax(q k^T / sqrt(head_dim), past only) v; all [B, heads, T, head_dim].
+
+    Written out because on CPU, forward and backward, it takes 0.6 (T = 512) to 0.4 (T = 256) of the time of PyTorch's
+    fused `scaled_dot_product_attention` in bfloat16.
+    """
+    length = q.shape[-2]
+    future = torch.full((length, length), -torch.inf, dtype=q.dtype).triu(1)
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # [B * heads, T, head_dim]
+    scores = torch.baddbmm(future.expand(len(q), -1, -1), q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
 class Attention(nn.Module):
     """Causal attention with grouped heads and a norm in front of the output projection."""
 
@@ -65,12 +78,12 @@ class Attention(nn.Module):
         return x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        v = self.heads(self.v_proj(x))
-        q = rotate(self.heads(self.q_proj(x)), cos, sin).to(v.dtype)
-        k = rotate(self.heads(self.k_proj(x)), cos, sin).to(v.dtype)
+        q, k, v = (self.heads(y) for y in share_input(x, self.q_proj, self.k_proj, self.v_proj))
+        cos, sin = cos.to(v.dtype), sin.to(v.dtype)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         sharing = self.config.num_heads // self.config.num_kv_heads
         k, v = k.repeat_interleave(sharing, 1), v.repeat_interleave(sharing, 1)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = causal_attention(q, k, v).unflatten(0, (len(x), -1))  # [B, heads, T, head_dim]
         return self.o_proj(self.attn_sub_norm(y.transpose(1, 2).flatten(2).float()))
 
 
@@ -85,8 +98,8 @@ class FeedForward(nn.Module):
         self.down_proj = BitLinear(config.ffn_size, config.hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = F.relu(self.gate_proj(x)).square() * self.up_proj(x)
-        return self.down_proj(self.ffn_sub_norm(hidden.float()))
+        gate, up = share_input(x, self.gate_proj, self.up_proj)
+        return self.down_proj(self.ffn_sub_norm((F.relu(gate).square() * up).float()))
 
 
 class Layer(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'lutra[train]'")
 
-from lutra.train.bitlinear import BitLinear, quantize_activations, ternarize  # noqa: E402
+from lutra.train.bitlinear import BitLinear, quantize_activations, share_input, ternarize  # noqa: E402
 
 
 def linear_with(weight: list[list[float]]) -> BitLinear:
@@ -46,6 +46,14 @@ def test_gradients_pass_straight_through() -> None:
     # As if y = x_q @ W_q.T with x_q = [127, 2] and W_q = [[2, 0], [0, 2]], and no rounding in between.
     assert x.grad.tolist() == [[2.0, 20.0]]
     assert layer.weight.grad.tolist() == [[127.0, 2.0], [1270.0, 20.0]]
+
+
+def test_sharing_an_input_changes_nothing() -> None:
+    torch.manual_seed(0)
+    layers = [BitLinear(16, n, bias=False) for n in (8, 4, 12)]
+    x = torch.randn(3, 16)
+    for shared, layer in zip(share_input(x, *layers), layers, strict=True):
+        torch.testing.assert_close(shared, layer(x))
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (2, 3, 5)])

@@ -25,7 +25,8 @@ def test_plain_reduces_to_ascii() -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "CHAPTER I\n\nThe first line of it is wrapped\nand goes on here, quietly.\n\n\"And this is another one,\" she said.",
+    "CHAPTER I\n\nThe first line of it is wrapped\nand goes on here, quietly.\n\n"
+    "\"And this is another one,\" she said.",
     "The first line of it is wrapped\nand goes on here, quietly.\n\"And this is another one,\" she said.",
     "CHAPTER I\nThe first line of it is wrapped and goes on here, quietly.\n\"And this is another one,\" she said.\n"
     + "x" * 400,
