@@ -20,7 +20,7 @@ class Activations:
     xq       i8  [rows, Kp]            codes -127 .. 127; columns beyond K are 0
     xs       f32 [rows, 1 or G]        scale per row, or per group: x = xq * xs
     sums     i32 [rows, G]             sum of xq over each group of the *weight*
-    tables   u8  [rows, Kp/4, 2, 16]   low bytes, then high bytes, of the int16 tables of formats/integer.build_tables
+    tables   u8  [rows, Kp/4, 2, 16]   the two 5-bit halves of the tables of formats/integer.build_tables, see tiles_lut.py
     """
 
     xq: np.ndarray

@@ -44,6 +44,7 @@ from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES, tree_sum
 from lutra.kernels.activations import Activations
+from lutra.kernels.tiles_lut import HALF_BITS, TABLE_BIAS
 
 LANES = NUM_LANES
 _MAGIC = 12582912.0  # 1.5 * 2**23: after adding it the low bits of the float are the nearest integer, halves to even
@@ -235,7 +236,8 @@ def _store_tables(xq: Value, tables: Value, start: Value, columns: Value) -> Non
         four = bitcast(splat(bitcast(load(xq, start + k, 4), i32), 16), i8)  # the same 4 codes 16 times
         zero = const(0, i32, 16)
         table = dot4(zero, plus, four, bound=1) - dot4(zero, minus, four, bound=1)  # i32, |entry| <= 508
-        entries = bitcast(table, u8)
+        biased = table + TABLE_BIAS
+        entries = bitcast((biased & (1 << HALF_BITS) - 1) | (biased >> HALF_BITS << 8), u8)
         store(tables, (start + k) * 8, shuffle(entries, entries, _LOW_THEN_HIGH))
 
 

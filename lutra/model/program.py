@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lutra.compiler.launch import Step
-from lutra.kernels import activations, attention, embed, matmul, norm, rope
+from lutra.kernels import activations, attention, choose, embed, norm, rope
 from lutra.kernels.activations import Activations
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import TiledWeight
@@ -98,8 +98,9 @@ class Recorder:
         return steps
 
     def _matmul(self, linear: Linear, source: Source, y: np.ndarray, state: np.ndarray, epilogue: str) -> Step:
-        options = {"bias": linear.bias, "y_column": linear.column, "rows": self.rows, "isa": self.isa}
-        return matmul.bind(linear.weight, source, y, state, epilogue=epilogue, **options)
+        tile_m = choose.tile_m(linear.weight, self.rows, self.isa)
+        options = {"bias": linear.bias, "column": linear.column, "tile_m": tile_m, "isa": self.isa}
+        return choose.bind(linear.weight, source, y, state, epilogue=epilogue, **options)
 
 
 Source = Activations | np.ndarray  # what a linear reads: int8 activations, or f32 [rows, stride]

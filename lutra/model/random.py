@@ -10,7 +10,7 @@ import numpy as np
 from lutra.errors import RequestError
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
-from lutra.kernels import matmul
+from lutra.kernels import choose
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import TiledWeight, round_up
 from lutra.model.config import ModelConfig
@@ -72,7 +72,7 @@ def random_weights(config: ModelConfig, format: Format, order: str | None = None
 
 def _random_tiled(rng: np.random.Generator, format: Format, n: int, k: int, order: str | None) -> TiledWeight:
     """Tile a few random rows and repeat the tiles to the wanted N."""
-    small = matmul.tile(_random_tensor(rng, format, min(n, _SAMPLE_ROWS), k), order)
+    small = choose.tile(_random_tensor(rng, format, min(n, _SAMPLE_ROWS), k), order=order)
     block = 64  # rows of the largest tile of any order
     padded_n = round_up(n, block)
     repeated = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lutra.formats.qtensor import QTensor
-from lutra.kernels import matmul
+from lutra.kernels import choose
 from lutra.kernels.tiles import TiledWeight, interleave_rows
 
 Matrix = np.ndarray | QTensor
@@ -66,7 +66,7 @@ class Weights:
 
 def tile(matrix: Matrix, bias: np.ndarray | None = None, column: int = 0) -> Linear:
     """Put a weight into the order of the kernel that `choose` picks for it."""
-    weight = matmul.tile(matrix)
+    weight = choose.tile(matrix)
     padded = None
     if bias is not None:
         padded = np.zeros(weight.padded_n, np.float32)

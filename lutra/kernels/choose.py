@@ -1,0 +1,61 @@
+"""Which kernel multiplies a weight, and how many rows of activations it takes at once: two visible tables, one door.
+
+`tile` and `bind` are all that a model needs: the first puts a weight into the order of the family the tables name,
+the second binds that family's kernel.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+
+from lutra.compiler import targets
+from lutra.compiler.launch import Step
+from lutra.formats.qtensor import QTensor
+from lutra.kernels import matmul_dense, matmul_lut, matmul_mad
+from lutra.kernels.activations import Activations
+from lutra.kernels.tiles import TiledWeight, tile_dense, tile_mad
+from lutra.kernels.tiles_lut import tile_lut
+
+FAMILIES: dict[str, ModuleType] = {"mad": matmul_mad, "lut": matmul_lut, "dense": matmul_dense}
+TILE = {"mad": tile_mad, "lut": tile_lut}
+
+# family and ISA → the row blocks worth having, ascending; 16 vector registers hold fewer sums than 32
+TILE_M: dict[tuple[str, str], tuple[int, ...]] = {
+    ("mad", "avx512"): (1, 2, 4, 8),
+    ("dense", "avx512"): (1, 2, 4),
+}
+NARROW_TILE_M = (1, 2, 4)
+
+
+def tile(weight: QTensor | np.ndarray, isa: str | None = None, order: str | None = None) -> TiledWeight:
+    """The weight in the order of its family: dense for floats, else `order`, by default mad.
+
+    Raises FormatError for element types no kernel reads, and for a format that the wanted order cannot hold.
+    """
+    return TILE[order or "mad"](weight) if isinstance(weight, QTensor) else tile_dense(weight)
+
+
+def tile_m(weight: TiledWeight, rows: int, isa: str | None = None) -> int:
+    """Rows of activations per task when at most `rows` are computed: the smallest block that holds them, or the largest."""
+    blocks = TILE_M.get((weight.order, targets.choose(isa).isa), NARROW_TILE_M)
+    return next((block for block in blocks if block >= rows), blocks[-1])
+
+
+def bind(
+    weight: TiledWeight,
+    x: Activations | np.ndarray,
+    y: np.ndarray,
+    state: np.ndarray,
+    *,
+    epilogue: str,
+    bias: np.ndarray | None = None,
+    column: int = 0,
+    tile_m: int,
+    isa: str | None = None,
+) -> Step:
+    """y = epilogue(x @ weight.T) by the weight's family; arguments as in matmul_mad.bind and matmul_dense.bind."""
+    family = FAMILIES[weight.order]
+    step: Step = family.bind(weight, x, y, state, epilogue=epilogue, bias=bias, column=column, tile_m=tile_m, isa=isa)
+    return step
