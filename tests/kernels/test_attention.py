@@ -1,0 +1,126 @@
+"""Attention: equal to NumPy on every ISA, close to a float64 softmax, and the same bits however the work is cut."""
+
+import numpy as np
+import pytest
+
+from lutra.compiler import targets
+from lutra.errors import KernelError
+from lutra.kernels import attention, rope
+
+ISAS = [target.isa for target in targets.available()]
+# heads, kv_heads, head_dim
+SHAPES = [(4, 2, 8), (3, 3, 6), (6, 2, 80), (4, 1, 100), (2, 1, 128)]
+
+
+def make(rows: int, heads: int, kv_heads: int, head_dim: int, context: int, dtype: str = "f16"):
+    """Random queries [rows, heads * D and a little more] and a full cache."""
+    rng = np.random.default_rng(head_dim + rows)
+    q = rng.standard_normal((rows, heads * head_dim + 2 * kv_heads * head_dim)).astype("f4")
+    keys, values = rope.allocate_cache(kv_heads, context, head_dim, dtype)
+    keys[:] = rng.standard_normal(keys.shape)
+    values[..., :head_dim] = rng.standard_normal((*values.shape[:2], head_dim))
+    return q, keys, values
+
+
+def run(q, keys, values, position: int, heads: int, isa=None, **options) -> np.ndarray:
+    """y [rows, heads, D]"""
+    head_dim = keys.shape[2]
+    y = np.zeros((len(q), heads * head_dim), "f4")
+    state = np.array([len(q), position, 0, 0], "i8")
+    step = attention.bind(q, keys, values, y, state, heads=heads, isa=isa, **options)
+    step.launch.run(0, step.count(len(q)))
+    return y.reshape(len(q), heads, head_dim)
+
+
+def spec(q, keys, values, position: int, heads: int) -> np.ndarray:
+    head_dim = keys.shape[2]
+    return attention.attention_spec(q[:, : heads * head_dim].reshape(len(q), heads, head_dim), keys, values, position)
+
+
+def plain(q, keys, values, position: int, heads: int) -> np.ndarray:
+    """Softmax attention in float64, with no blocks."""
+    kv_heads, _, head_dim, _ = keys.shape
+    k = keys.astype("f8").transpose(0, 1, 3, 2).reshape(kv_heads, -1, head_dim)
+    out = np.zeros((len(q), heads, head_dim))
+    for row in range(len(q)):
+        for head in range(heads):
+            seen, kv = position + row + 1, head // (heads // kv_heads)
+            score = k[kv, :seen] @ q[row, head * head_dim : (head + 1) * head_dim].astype("f8") / np.sqrt(head_dim)
+            p = np.exp(score - score.max())
+            out[row, head] = (p / p.sum()) @ values[kv, :seen, :head_dim].astype("f8")
+    return out
+
+
+def test_one_position_gives_its_value():
+    q, keys, values = make(1, 2, 1, 8, 16)
+    got = run(q, keys, values, 0, 2)
+    assert got.tolist() == [[values[0, 0, :8].tolist()] * 2]
+
+
+def test_equal_scores_give_the_mean():
+    q, keys, values = make(1, 1, 1, 8, 16, "f32")
+    values[0, :4, 0] = 1, 2, 3, 6
+    assert run(q * 0, keys, values, 3, 1)[0, 0, 0] == 3
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+@pytest.mark.parametrize("heads, kv_heads, head_dim", SHAPES)
+def test_every_isa_equals_the_specification(heads, kv_heads, head_dim, dtype, isa):
+    q, keys, values = make(5, heads, kv_heads, head_dim, 48, dtype)
+    for position in (0, 13, 31):
+        want = spec(q, keys, values, position, heads)
+        assert run(q, keys, values, position, heads, isa).tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("heads, kv_heads, head_dim", SHAPES)
+def test_close_to_a_float64_softmax(heads, kv_heads, head_dim):
+    q, keys, values = make(4, heads, kv_heads, head_dim, 128)
+    got = run(q * 3, keys, values, 100, heads)
+    np.testing.assert_allclose(got, plain(q * 3, keys, values, 100, heads), rtol=1e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("heads, kv_heads, head_dim, dtype", [(2, 1, 6, "f16"), (2, 2, 20, "f32")])
+def test_interpreter_stays_in_bounds_and_agrees(heads, kv_heads, head_dim, dtype):
+    q, keys, values = make(2, heads, kv_heads, head_dim, 32, dtype)
+    y = np.zeros((2, heads * head_dim), "f4")
+    step = attention.bind(q, keys, values, y, np.array([2, 15, 0, 0], "i8"), heads=heads, tile=1, span=1)
+    static = dict(heads=heads, kv_heads=kv_heads, head_dim=head_dim, tile=1, span=1, cache_dtype=dtype)
+    attention.KERNELS[dtype].interpret(step.launch.args, step.count(2), **static)
+    assert y.tobytes() == spec(q, keys, values, 15, heads).tobytes()
+
+
+def test_tiles_and_chunks_leave_the_bits_alone():
+    q, keys, values = make(20, 4, 1, 64, 64)
+    whole = run(q, keys, values, 17, 4)
+    for tile, span in ((1, 1), (2, 3), (4, 4)):
+        assert run(q, keys, values, 17, 4, tile=tile, span=span).tobytes() == whole.tobytes()
+    parts = [run(q[a:b], keys, values, 17 + a, 4) for a, b in ((0, 1), (1, 15), (15, 20))]
+    assert np.concatenate(parts).tobytes() == whole.tobytes()
+
+
+def test_what_lies_after_the_position_does_not_matter():
+    q, keys, values = make(1, 2, 2, 64, 64)
+    before = run(q, keys, values, 20, 2)
+    keys[:, 1, :, 5:] = 60000  # positions 21 .. 31 of the block being read
+    keys[:, 2:] = -60000
+    values[:, 21:] = -60000
+    assert run(q, keys, values, 20, 2).tobytes() == before.tobytes()
+
+
+def test_extreme_scores_stay_finite():
+    q, keys, values = make(1, 1, 1, 64, 64, "f32")
+    got = run(q * 1e15, keys, values, 40, 1)
+    assert np.isfinite(got).all()
+    best = int(np.argmax(np.einsum("d,bdj->bj", q[0, :64], keys[0]).reshape(-1)[:41]))
+    np.testing.assert_allclose(got[0, 0], values[0, best, :64], rtol=1e-5)
+
+
+def test_bad_requests_say_what_was_expected():
+    q, keys, values = make(1, 4, 2, 8, 16)
+    with pytest.raises(KernelError, match="multiple of kv_heads"):
+        run(q, keys, values, 0, 3)
+    with pytest.raises(KernelError, match="at least 80 columns"):
+        run(q, keys, values, 0, 10)
+    with pytest.raises(KernelError, match="allocate_cache"):
+        run(q, keys, values[:, :8].copy(), 0, 4)
