@@ -21,6 +21,13 @@ def open_model(path: str | Path) -> ModelFile:
     raises   FileError    nothing there, another kind of file, or a file that does not pass its format's checks
     """
     path = Path(os.path.expanduser(path))
+    try:
+        return _open(path)
+    except OSError as error:  # a folder that may not be entered, a disk that fails
+        raise refusal(path, "path", "a model that can be read", str(error.strerror), "check its permissions") from None
+
+
+def _open(path: Path) -> ModelFile:
     if not os.path.exists(path):  # False, not an error, for names too long or with a zero byte
         raise refusal(path, "path", "a model", "nothing there", WHAT_TO_GIVE)
     if path.is_dir():

@@ -11,7 +11,7 @@ import numpy as np
 from lutra.errors import FileError, FormatError
 from lutra.files.blocks import decode_matrix
 from lutra.files.door import map_file, refusal, shown
-from lutra.files.gguf_header import TensorInfo, read_header
+from lutra.files.gguf_header import GgufHeader, TensorInfo, read_header
 from lutra.files.model_file import LazyTensor, ModelFile
 from lutra.files.names import GGUF, HEAD_COUNT_KEYS, INTERLEAVED_ARCHITECTURES, half_rotation_rows, rotated_part
 from lutra.formats.qtensor import QTensor
@@ -21,11 +21,13 @@ def open(path: str | Path) -> ModelFile:
     """Open a GGUF file of version 2 or 3.
 
     returns  ModelFile    tensors mapped, nothing decoded yet
-    raises   FileError    see gguf_header.read_header; also head counts that do not fit the q and k tensors
+    raises   FileError    see gguf_header.read_header; also one part of a split model, scales in tensors of their own,
+                          and head counts that do not fit the q and k tensors
     """
     path = Path(path)
     data = map_file(path)
     header = read_header(path, data)
+    _refuse_what_would_be_wrong(path, header)
     tensors: dict[str, LazyTensor] = {}
     unknown = []
     for info in header.tensors:
@@ -38,6 +40,18 @@ def open(path: str | Path) -> ModelFile:
         load = partial(_load, path, data, info, num_heads)
         tensors[name] = LazyTensor(name, info.name, info.type.name, info.shape, recoded, load)
     return ModelFile(path, "gguf", header.metadata, tensors, tuple(unknown))
+
+
+def _refuse_what_would_be_wrong(path: Path, header: GgufHeader) -> None:
+    """Refuse files that would open, and then mean something else than they should."""
+    parts = header.metadata.get("split.count", 1)
+    if type(parts) is int and parts > 1:
+        raise refusal(path, "split.count", "a whole model", f"one of {parts} parts",
+                      "join them with `llama-gguf-split --merge`")
+    for info in header.tensors:
+        if info.name.endswith(".scale") and GGUF.canonical(info.name.removesuffix("scale") + "weight"):
+            raise refusal(path, f"tensor {shown(info.name)}", "scales inside the blocks of a weight",
+                          "a tensor of scales beside it", "convert the model with a current llama.cpp")
 
 
 def _interleaved_heads(path: Path, metadata: dict[str, Any], name: str, info: TensorInfo) -> int:

@@ -34,6 +34,15 @@ def test_a_missing_path_says_what_to_pass(tmp_path, name):
         open_model(os.path.join(tmp_path, name))
 
 
+def test_a_disk_that_fails(tmp_path, monkeypatch):
+    def fail(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("lutra.files.safetensors.open", fail)
+    with pytest.raises(FileError, match="Permission denied; check its permissions"):
+        open_model(tmp_path)
+
+
 def test_other_files_and_folders(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(FileError, match=r"got '\.bin'; give a \.gguf file"):

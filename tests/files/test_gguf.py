@@ -80,9 +80,21 @@ def test_head_counts_that_do_not_fit(tmp_path, heads):
 
 def test_unknown_tensors_are_reported(tmp_path):
     ones = np.ones((2, 2))
-    path = write_gguf(tmp_path / "a.gguf", {}, [("blk.0.attn_q.scale", "F32", ones), ("output.weight", "F32", ones)])
+    path = write_gguf(tmp_path / "a.gguf", {}, [("blk.0.attn_qkv.weight", "F32", ones), ("output.weight", "F32", ones)])
     model = gguf.open(path)
-    assert model.unknown == ("blk.0.attn_q.scale",) and list(model.tensors) == ["head"]
+    assert model.unknown == ("blk.0.attn_qkv.weight",) and list(model.tensors) == ["head"]
+
+
+def test_scales_beside_a_weight_are_not_dropped(tmp_path):
+    path = write_gguf(tmp_path / "a.gguf", {}, [("blk.0.attn_q.scale", "F32", np.ones(1))])
+    with pytest.raises(FileError, match=r"blk\.0\.attn_q\.scale.*beside it"):
+        gguf.open(path)
+
+
+def test_a_part_of_a_split_model(tmp_path):
+    path = write_gguf(tmp_path / "a.gguf", {"split.count": 3}, [("output.weight", "F32", np.ones(1))])
+    with pytest.raises(FileError, match="one of 3 parts; join them"):
+        gguf.open(path)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
