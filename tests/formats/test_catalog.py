@@ -1,0 +1,80 @@
+"""Names spell axes; every row is drawn truthfully."""
+
+import re
+
+import numpy as np
+import pytest
+
+from lutra.errors import FormatError
+from lutra.formats import catalog, packing
+
+
+def test_names_by_hand():
+    names = {
+        "ternary": catalog.ternary(),
+        "ternary-g256": catalog.ternary(256),
+        "planes4-g32": catalog.planes(4, 32),
+        "planes4-g32-mins-f32": catalog.planes(4, 32, offset="mins", scale_dtype="f32"),
+        "planes2-g64-zero1": catalog.planes(2, 64, zero=1),
+        "planes4-row": catalog.planes(4, 0),
+        "planes4-row-f16": catalog.planes(4, 0, scale_dtype="f16"),
+        "planes3-g64-token": catalog.planes(3, 64, activation_group=0),
+        "int8-g16-f32": catalog.int8(16, scale_dtype="f32"),
+    }
+    for name, form in names.items():
+        assert form.name == name
+        assert catalog.find(name) == form
+
+
+def test_defaults():
+    q4_0, ternary = catalog.planes(4, 32), catalog.ternary()
+    assert (q4_0.zero, q4_0.scale_dtype, q4_0.activation_group, q4_0.num_codes) == (8, "f16", 32, 16)
+    assert (ternary.zero, ternary.scale_dtype, ternary.activation_group, ternary.num_codes) == (1, "f32", 0, 3)
+    assert catalog.planes(4, 32, offset="zeros").zero == 0
+    assert catalog.planes(4, 32, zero=8).name == "planes4-g32"
+    assert catalog.int8(0).zero == 128
+
+
+def test_a_name_is_a_format_and_a_format_a_name():
+    every = catalog._every()
+    assert all(name == form.name for name, form in every.items())
+    axes = [{**vars(form), "name": ""} for form in every.values()]
+    assert len({str(row) for row in axes}) == len(every)
+    assert len(catalog.FORMATS) == len(catalog.ROWS)
+    assert {(form.storage, form.bits) for form in catalog.FORMATS.values()} == {
+        ("planes", 1), ("planes", 2), ("planes", 3), ("planes", 4), ("bytes", 8)}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["planes4-g23", "Q4_0", ""])
+def test_unknown_name(name):
+    with pytest.raises(FormatError, match="expected the name of a format, got .*; did you mean .*planes4-g32"):
+        catalog.find(name)
+
+
+@pytest.mark.parametrize("name", catalog.FORMATS)
+def test_the_picture_is_where_the_bits_are(name):
+    """Set one weight to its largest code and look at the field of the picture that names it."""
+    form = catalog.find(name)
+    text = catalog.describe(name)
+    assert text.startswith(name) and catalog.SOURCES[name] in text
+    rows = re.findall(r"byte (\d+) +\| (.*)\|", text)
+    seen = set()
+    for byte, fields in rows:
+        cells = [int(cell.strip(" w")) for cell in fields.split("|")]         # high bits first
+        width = 8 // len(cells)
+        for place, weight in enumerate(reversed(cells)):
+            codes = np.zeros((1, 32), np.uint8)
+            codes[0, weight] = 2**form.bits - 1
+            packed = packing.pack(codes, form.bits, 32, 0)[0]
+            assert packed[int(byte)] >> width * place & (2**width - 1) == 2**width - 1
+            seen.add(weight)
+    assert seen == set(range(max(seen) + 1))
+
+
+def test_description_by_hand():
+    text = catalog.describe("planes4-g128-zeros")
+    assert "W[n, k] = scales[n, k // 128] * (code - zeros[n, k // 128])" in text
+    assert "4.1875 bits per weight: 4 and 24 bits per 128 weights" in text
+    assert "scales f16 [N, K/128], zeros u8 [N, K/128]" in text
+    assert "2 bits per weight, plus 4 bytes per row" in catalog.describe("ternary")
+    assert "not in the table" in catalog.describe("planes3-g64-zeros-token")
