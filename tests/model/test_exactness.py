@@ -1,0 +1,79 @@
+"""Logits are the same bits on every instruction set, for any number of threads, and however a prompt is cut.
+
+This is design.md's "numbers are specified", tested on whole models of every kind of weight.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lutra.compiler import targets
+from lutra.compiler.launch import Workers
+from lutra.files import open_model
+from lutra.model.config import config_from
+from lutra.model.load import load_weights
+from lutra.model.transformer import Transformer
+from tests.files.make_models import tiny_hf, tiny_llama_gguf
+
+CONTEXT = 96
+TOKENS = [1, *(int(i) for i in np.random.default_rng(5).integers(3, 250, 40))]
+
+MODELS = {
+    "gguf-F32": lambda folder: _gguf(folder, "F32"),
+    "gguf-Q4_0": lambda folder: _gguf(folder, "Q4_0"),
+    "gguf-Q8_0": lambda folder: _gguf(folder, "Q8_0"),
+    "qwen3": lambda folder: _hugging_face(folder, "qwen3"),
+    "qwen2": lambda folder: _hugging_face(folder, "qwen2"),
+    "bitnet": lambda folder: _hugging_face(folder, "bitnet"),
+}
+
+
+def _gguf(folder: Path, quant: str) -> Path:
+    tiny_llama_gguf(folder / "model.gguf", quant=quant)
+    return folder / "model.gguf"
+
+
+def _hugging_face(folder: Path, family: str) -> Path:
+    tiny_hf(folder, family=family)
+    return folder
+
+
+def _transformer(path: Path, isa: str | None = None, threads: int = 1, chunk: int = 64) -> Transformer:
+    file = open_model(path)
+    config = config_from(file)
+    return Transformer(config, load_weights(file, config), Workers(threads), CONTEXT, chunk=chunk, isa=isa)
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def path(request, tmp_path_factory) -> Path:
+    return MODELS[request.param](tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def want(path) -> np.ndarray:
+    """Logits after the whole prompt, on the widest instruction set and one thread."""
+    return _transformer(path).prefill(TOKENS, 0).copy()
+
+
+@pytest.mark.parametrize("isa", [target.isa for target in targets.available()])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_instruction_set_and_threads_do_not_change_a_bit(path, want, isa, threads):
+    assert np.isfinite(want).all() and want.std() > 0
+    got = _transformer(path, isa, threads).prefill(TOKENS, 0)
+    np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+@pytest.mark.parametrize("cuts", [[41], [1] * 41, [7, 13, 21], [16, 16, 9], [40, 1], [33, 8]], ids=str)
+def test_cuts_of_the_prompt_do_not_change_a_bit(path, want, cuts):
+    transformer, position = _transformer(path), 0
+    for cut in cuts:
+        got = transformer.prefill(TOKENS[position : position + cut], position)
+        position += cut
+    np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+def test_chunk_size_and_earlier_texts_do_not_change_a_bit(path, want):
+    transformer = _transformer(path, chunk=16)
+    transformer.prefill([5] * 60, 0)  # leaves its keys and values in the cache
+    np.testing.assert_array_equal(transformer.prefill(TOKENS, 0).view(np.uint32), want.view(np.uint32))
