@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "train": "errors formats files",
     "compiler": "debug errors",
     "kernels": "compiler debug errors formats machine",
-    "model": "compiler debug errors files formats kernels quantize machine",   # compiler: program.py is made of launches
+    # the compiler, because program.py is made of its launches
+    "model": "compiler debug errors files formats kernels quantize machine",
     "engine": "debug errors model machine", "server": "debug errors engine", "cluster": "debug errors engine server",
     "bench": "debug errors formats kernels model engine machine",
     "cli": "everything",
