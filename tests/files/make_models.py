@@ -127,7 +127,8 @@ def hf_config(family: str, sizes: Sizes) -> dict[str, Any]:
         "num_attention_heads": NUM_HEADS, "num_key_value_heads": NUM_KV_HEADS, "head_dim": sizes.head_dim,
         "vocab_size": VOCAB_SIZE, "max_position_embeddings": CONTEXT, "rope_theta": ROPE_THETA,
         "rms_norm_eps": NORM_EPS, "tie_word_embeddings": is_tied(family), "attention_bias": False,
-        "bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "torch_dtype": "bfloat16" if family.startswith("bitnet") else "float32",
+        "bos_token_id": BOS_ID, "eos_token_id": EOS_ID,
+        "torch_dtype": "bfloat16" if family.startswith("bitnet") else "float32",
     }  # fmt: skip
     if family.startswith("bitnet"):
         mode = "offline" if family == "bitnet" else "online"
