@@ -17,8 +17,8 @@ import itertools
 from dataclasses import dataclass
 
 from lutra.errors import FormatError
-from lutra.formats import packing
 from lutra.formats.format import AXES, Format
+from lutra.formats.picture import draw
 
 PLANE_BITS = (1, 2, 3, 4)
 
@@ -146,66 +146,4 @@ def describe(name: str) -> str:
 
     raises   FormatError   no format has this name
     """
-    form = find(name)
-    per = f"{form.group_size} weights" if form.group_size else "row"
-    offset = [] if form.offset == "none" else [f"{form.offset} {_offset_dtype(form)} [N, {_groups_word(form)}]"]
-    lines = [
-        f"{form.name}   {form.storage} of {form.bits} bits, {form.num_codes} codes, one scale per {per}",
-        "",
-        f"value        {_value_formula(form)}",
-        f"size         {_size(form)}",
-        f"activations  int8, one scale per {form.activation_group or 'token'}{' values' * bool(form.activation_group)}",
-        f"beside       {', '.join([f'scales {form.scale_dtype} [N, {_groups_word(form)}]', *offset])}",
-        f"source       {SOURCES.get(form.name, 'a combination of axes, not in the table of published formats')}",
-        "",
-        *_picture(form),
-    ]
-    return "\n".join(lines)
-
-
-def _value_formula(form: Format) -> str:
-    group = f"k // {form.group_size}" if form.group_size else "0"
-    code = "code" if form.zero == 0 else f"code - {form.zero}"
-    code += f" - zeros[n, {group}]" if form.offset == "zeros" else ""
-    code = f"({code})" if "-" in code else code
-    return f"W[n, k] = scales[n, {group}] * {code}" + (f" + mins[n, {group}]" if form.offset == "mins" else "")
-
-
-def _offset_dtype(form: Format) -> str:
-    return "u8" if form.offset == "zeros" else form.scale_dtype
-
-
-def _groups_word(form: Format) -> str:
-    return f"K/{form.group_size}" if form.group_size else "1"
-
-
-def _size(form: Format) -> str:
-    if not form.group_size:
-        return f"{form.bits} bits per weight, plus {form.group_bits() // 8} bytes per row"
-    total = form.bits + form.group_bits() / form.group_size
-    return f"{total:g} bits per weight: {form.bits} and {form.group_bits()} bits per {form.group_size} weights"
-
-
-def _picture(form: Format) -> list[str]:
-    """Draw the words until they repeat: one for widths that divide a byte, a whole block for the others."""
-    words = packing.layout(form.bits)
-    if len(packing.FIELDS[form.bits]) == 1:
-        words = words[:1]
-    weights = packing.BLOCK if len(words) > 1 else packing.BLOCK // form.bits
-    lines = [f"{weights} weights w0 to w{weights - 1} in {4 * len(words)} bytes, low K first, then the next {weights}:"]
-    for word in words:
-        high = word.low + word.width - 1
-        part = f"bit {high}" if high == word.low else f"bits {high}-{word.low}"
-        lines += ["", f"  {part} of each code"] if len(words) > 1 else [""]
-        lines += _word_picture(word, 4 * words.index(word))
-    return lines
-
-
-def _word_picture(word: packing.Word, first_byte: int) -> list[str]:
-    shifts = range(8 - word.width, -1, -word.width)
-    head = [f"{low + word.width - 1}-{low}" if word.width > 1 else str(low) for low in shifts]
-    lines = ["  " + "bit".ljust(10) + "".join(f"  {field:<4}" for field in head).rstrip()]
-    for byte in range(4):
-        fields = [f"w{word.first + 4 * (low // word.width) + byte}" for low in shifts]
-        lines.append("  " + f"byte {first_byte + byte}".ljust(10) + "".join(f"| {field:<4}" for field in fields) + "|")
-    return lines
+    return draw(find(name), SOURCES.get(name, "a combination of axes, not in the table of published formats"))

@@ -1,12 +1,16 @@
-"""Names spell axes; every row is drawn truthfully."""
+"""Names spell axes; every row is drawn truthfully, and docs/formats.md says what the code says."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lutra.errors import FormatError
 from lutra.formats import catalog, packing
+from lutra.formats.format import AXES
+
+PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text("utf-8")
 
 
 def test_names_by_hand():
@@ -78,3 +82,11 @@ def test_description_by_hand():
     assert "scales f16 [N, K/128], zeros u8 [N, K/128]" in text
     assert "2 bits per weight, plus 4 bytes per row" in catalog.describe("ternary")
     assert "not in the table" in catalog.describe("planes3-g64-zeros-token")
+
+
+def test_the_page_is_true():
+    assert catalog.describe("planes3-g128-zeros") in PAGE
+    assert all(f"| `{axis}` |" in PAGE for axis in AXES)
+    for name in re.findall(r"`((?:planes|ternary|int8)\d?[-\w]*)`", PAGE.split("## The packed order")[0]):
+        assert name == "planes" or catalog.find(name).name == name
+    assert catalog.find("planes2-g16-zeros-f32")
