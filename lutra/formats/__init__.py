@@ -1,1 +1,4 @@
-"""What the bits of a weight mean.  Read integer.py first, then packing.py, format.py, qtensor.py, catalog.py; picture.py draws."""
+"""What the bits of a weight mean.
+
+Read integer.py first (the arithmetic), then packing.py (where the bits lie), format.py, qtensor.py and catalog.py.
+"""
