@@ -38,7 +38,7 @@ def tile(weight: QTensor | np.ndarray, isa: str | None = None, order: str | None
 
 
 def tile_m(weight: TiledWeight, rows: int, isa: str | None = None) -> int:
-    """Rows of activations per task when at most `rows` are computed: the smallest block that holds them, or the largest."""
+    """Rows of activations per task for at most `rows` rows: the smallest block that holds them, or the largest."""
     blocks = TILE_M.get((weight.order, targets.choose(isa).isa), NARROW_TILE_M)
     return next((block for block in blocks if block >= rows), blocks[-1])
 

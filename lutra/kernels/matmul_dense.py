@@ -1,0 +1,145 @@
+"""y = x @ w.T for weights stored as f32, f16 or bf16.
+
+out = (p0 + p2) + (p1 + p3), where p_i adds x[k] * w[k] for k = i, i + 4, i + 8, ... in ascending order, every multiply
+and add rounded to f32.  `dense_spec` is that in NumPy.  One task is one pair of row tiles times `tile_m` rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lutra.compiler import targets
+from lutra.compiler.kernel import kernel
+from lutra.compiler.language import (
+    Pointer,
+    Value,
+    bitcast,
+    const,
+    convert,
+    f32,
+    i64,
+    load,
+    loop,
+    prefetch,
+    splat,
+    u8,
+    var,
+    when,
+)
+from lutra.compiler.launch import Step
+from lutra.compiler.types import DTYPES
+from lutra.errors import KernelError
+from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
+from lutra.kernels.plan import Plan, plan_for
+from lutra.kernels.tiles import ROWS, TiledWeight
+
+PARTIALS = 4  # strided partial sums: enough independent adds to hide their latency
+
+
+def dense_spec(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """The kernel's arithmetic: x f32 [M, K], w f32, f16 or bf16 [N, K] → f32 [M, N]."""
+    partial = np.zeros((PARTIALS, len(x), len(w)), np.float32)
+    wide = w.astype(np.float32)
+    for k in range(x.shape[1]):
+        partial[k % PARTIALS] += x[:, k, None] * wide[None, :, k]
+    p0, p1, p2, p3 = partial
+    return np.asarray((p0 + p2) + (p1 + p3))
+
+
+@kernel
+def matmul_dense(
+    codes: Pointer[u8],
+    x: Pointer[f32],
+    bias: Pointer[f32],
+    y: Pointer[f32],
+    state: Pointer[i64],
+    pairs: i64,
+    columns: i64,
+    x_stride: i64,
+    y_stride: i64,
+    y_column: i64,
+    task: i64,
+    *,
+    dtype,
+    epilogue,
+    has_bias,
+    tile_m,
+    plan,
+):
+    """`columns` is the weight's padded K, a multiple of 4."""
+    blocks = (load(state, 0) + (tile_m - 1)) // tile_m
+    pair = task // blocks
+    rows = [(task % blocks) * tile_m + m for m in range(tile_m)]
+    with when(pair < pairs):
+        starts = [row * x_stride for row in rows]
+        passes = [
+            multiply(codes, x, starts, pair * columns, columns, range(t, t + plan.tiles), dtype, plan.prefetch_bytes)
+            for t in range(0, 2, plan.tiles)
+        ]
+        for m, row in enumerate(rows):
+            outs = [out for one in passes for out in one[m]]
+            finish_pair(outs, y, row * y_stride + y_column, pair, epilogue, bias if has_bias else None)
+
+
+def multiply(
+    codes: Value, x: Value, starts: list[Value], first: Value, columns: Value, tiles: range, dtype: str, ahead: int
+) -> list[list[Value]]:
+    """f32x16 results [row][tile]; `first` counts the columns of all pairs before this one."""
+    sums = [[[var(const(0.0, f32, ROWS)) for _ in range(PARTIALS)] for _ in tiles] for _ in starts]
+    vector = DTYPES[dtype].size_bytes * ROWS
+    for k in loop(0, columns, PARTIALS):
+        for i in range(PARTIALS):
+            for side, tile in enumerate(tiles):
+                at = (first + k) * (2 * vector) + (i * 2 + tile) * vector
+                if ahead:
+                    prefetch(codes, at + ahead)
+                weights = convert(bitcast(load(codes, at, vector), DTYPES[dtype]), f32)
+                for m, start in enumerate(starts):
+                    sums[m][side][i] += splat(load(x, start + (k + i)), ROWS) * weights
+    return [[combine([part.get() for part in parts]) for parts in row] for row in sums]
+
+
+def combine(parts: list[Value]) -> Value:
+    p0, p1, p2, p3 = parts
+    return (p0 + p2) + (p1 + p3)
+
+
+def bind(
+    weight: TiledWeight,
+    x: np.ndarray,
+    y: np.ndarray,
+    state: np.ndarray,
+    *,
+    epilogue: str,
+    bias: np.ndarray | None = None,
+    column: int = 0,
+    tile_m: int,
+    isa: str | None = None,
+    shape: Plan | None = None,
+) -> Step:
+    """Bind y = epilogue(x @ weight.T) to buffers.
+
+    weight   dense order
+    x        f32 [rows, stride >= padded_k], rows a multiple of tile_m, columns beyond K zero
+    y        f32 [rows, stride]; outputs go to columns `column` ...
+    state    int64; state[0] is the number of rows
+    bias     f32 [padded_n] or None
+    shape    the plan; None takes the table's
+    Raises KernelError when the buffers do not fit the weight.
+    """
+    assert weight.order == "dense"
+    check_output(weight, y, column, epilogue, bias, tile_m)
+    if x.ndim != 2 or x.shape[1] < weight.padded_k or len(x) % tile_m:
+        raise KernelError(
+            f"expected x of a multiple of {tile_m} rows and at least {weight.padded_k} columns, got {x.shape}; "
+            f"round its rows up to 16 and its columns up to 64"
+        )
+    launch = matmul_dense.bind(
+        dict(
+            codes=weight.codes, x=x, bias=bias_or_dummy(bias), y=y, state=state, pairs=weight.num_pairs,
+            columns=weight.padded_k, x_stride=x.shape[1], y_stride=y.shape[1], y_column=column,
+        ),
+        isa, dtype=weight.dtype, epilogue=epilogue, has_bias=bias is not None, tile_m=tile_m,
+        plan=shape or plan_for("dense", targets.choose(isa).isa, tile_m),
+    )  # fmt: skip
+    return Step(launch, weight.num_pairs, tile_m)

@@ -1,0 +1,296 @@
+"""y = x @ w.T for low-bit w by multiply-add: shift the codes out of packed words, dot them with int8 activations.
+
+A vector of 64 bytes holds one packed word of 16 weight rows (tiles.py, mad order).  Byte j of row r carries, in fields
+of `bits` bits, the codes of that row's weights 4 s + j: one shift and one mask make the operand of quad s.  The four
+activations it meets are the same for all rows, so they are broadcast.
+
+One task is one pair of row tiles times `tile_m` rows of activations, row blocks fastest.
+Specification: formats/integer.matmul, bit for bit.
+Bounds: a group's int32 sum holds while 127 * (2**bits - 1) * group < 2**31: K < 66,000 for 8 bits in one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lutra.compiler import targets
+from lutra.compiler.kernel import kernel
+from lutra.compiler.language import (
+    Operand,
+    Pointer,
+    Value,
+    bitcast,
+    const,
+    convert,
+    dot4,
+    f32,
+    i8,
+    i32,
+    i64,
+    load,
+    loop,
+    prefetch,
+    splat,
+    u8,
+    u32,
+    var,
+    when,
+)
+from lutra.compiler.launch import Step
+from lutra.errors import KernelError
+from lutra.formats.format import Format
+from lutra.kernels.activations import Activations
+from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
+from lutra.kernels.plan import Plan, plan_for
+from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
+from lutra.kernels.unpack import load_as, take_quad
+
+VECTOR = 4 * ROWS  # bytes: one packed word of 16 rows
+QUADS = CHUNK // 4  # operands in a chunk, each meeting 4 activations
+
+
+@kernel
+def matmul_mad(
+    codes: Pointer[u8],
+    scales: Pointer[u8],
+    zeros: Pointer[u8],
+    mins: Pointer[u8],
+    xq: Pointer[i8],
+    xs: Pointer[f32],
+    sums: Pointer[i32],
+    bias: Pointer[f32],
+    y: Pointer[f32],
+    state: Pointer[i64],
+    pairs: i64,
+    chunks: i64,
+    xq_stride: i64,
+    xs_stride: i64,
+    sums_stride: i64,
+    y_stride: i64,
+    y_column: i64,
+    task: i64,
+    *,
+    format,
+    epilogue,
+    has_bias,
+    tile_m,
+    plan,
+):
+    """`chunks` counts 32 weights along K; y_column is where outputs start in a row of y."""
+    blocks = (load(state, 0) + (tile_m - 1)) // tile_m
+    pair = task // blocks
+    rows = [(task % blocks) * tile_m + m for m in range(tile_m)]
+    x = X(xq, xs, sums, [r * xq_stride for r in rows], [r * xs_stride for r in rows], [r * sums_stride for r in rows])
+    w = W(codes, scales, zeros, mins, pair, chunks, format)
+    with when(pair < pairs):
+        passes = [multiply(w, x, range(t, t + plan.tiles), plan) for t in range(0, 2, plan.tiles)]
+        for m, row in enumerate(rows):
+            outs = [out for one in passes for out in one[m]]
+            finish_pair(outs, y, row * y_stride + y_column, pair, epilogue, bias if has_bias else None)
+
+
+@dataclass(frozen=True)
+class X:
+    """Activations of a row block: pointers, and where each row starts."""
+
+    xq: Value
+    xs: Value
+    sums: Value
+    xq_rows: list[Value]
+    xs_rows: list[Value]
+    sums_rows: list[Value]
+
+    def quad(self, m: int, k: Value) -> Value:
+        """Activations k .. k + 3 of row m, in every lane: i8x64."""
+        return bitcast(splat(bitcast(load(self.xq, self.xq_rows[m] + k, 4), i32), ROWS), i8)
+
+    def scale(self, m: int, group: Operand) -> Value:
+        return splat(load(self.xs, self.xs_rows[m] + group), ROWS)
+
+    def sum(self, m: int, group: Operand) -> Value:
+        return load(self.sums, self.sums_rows[m] + group)
+
+
+@dataclass(frozen=True)
+class W:
+    """A pair of row tiles of the weight: pointers, which pair, and what its bits mean."""
+
+    codes: Value
+    scales: Value
+    zeros: Value
+    mins: Value
+    pair: Value
+    chunks: Value
+    format: Format
+
+    def address(self, tile: int, chunk: Value) -> Value:
+        """Byte where a chunk of a tile starts; its words are 2 * VECTOR apart."""
+        return (self.pair * self.chunks + chunk) * (self.format.bits * 2 * VECTOR) + tile * VECTOR
+
+    def operands(self, tile: int, chunk: Value, quads: range) -> list[Value]:
+        """Codes of each quad of a chunk: u8x64, byte 4 r + j is weight 4 * quad + j of row r."""
+        at, bits = self.address(tile, chunk), self.format.bits
+        words = [bitcast(load(self.codes, at + word * 2 * VECTOR, VECTOR), u32) for word in range(bits)]
+        return [take_quad(words, quad, bits) for quad in quads]
+
+    def sidecar(self, pointer: Value, dtype: str, tile: int, group: Operand) -> Value:
+        """Scales, zeros or mins of 16 rows for one group."""
+        size = self.format.group_size
+        num_groups = self.chunks * CHUNK // size if size else 1
+        return load_as(pointer, (self.pair * num_groups + group) * PAIR + tile * ROWS, dtype, ROWS)
+
+
+class Sums:
+    """int32 sums of one group: [row of activations][row tile][partial]."""
+
+    def __init__(self, tile_m: int, tiles: int, accumulators: int):
+        self.parts = [
+            [[var(const(0, i32, ROWS)) for _ in range(accumulators)] for _ in range(tiles)] for _ in range(tile_m)
+        ]
+
+    def add(self, m: int, side: int, quad: int, operand: Value, x: Value, bound: int) -> None:
+        part = self.parts[m][side][quad % len(self.parts[m][side])]
+        part.set(dot4(part, operand, x, bound=bound))
+
+    def total(self, m: int, side: int) -> Value:
+        parts = [part.get() for part in self.parts[m][side]]
+        while len(parts) > 1:
+            parts = [parts[i] + parts[i + 1] for i in range(0, len(parts), 2)]
+        return parts[0]
+
+
+def multiply(w: W, x: X, tiles: range, plan: Plan) -> list[list[Value]]:
+    """f32x16 results [row of activations][tile], groups added in ascending order."""
+    outs = [[var(const(0.0, f32, ROWS)) for _ in tiles] for _ in x.xq_rows]
+    for group, spans in groups(w.chunks, w.format.group_size, plan.unroll):
+        sums = Sums(len(x.xq_rows), len(tiles), plan.accumulators)
+        for chunk, quads in spans:
+            if plan.prefetch_bytes and quads.start == 0:
+                prefetch_chunk(w, tiles, chunk, plan.prefetch_bytes)
+            add_chunk(sums, w, x, tiles, chunk, quads)
+        for side, tile in enumerate(tiles):
+            scale_group(outs, sums, w, x, side, tile, group)
+    return [[out.get() for out in row] for row in outs]
+
+
+Spans = Iterator[tuple[Value, range]]
+
+
+def groups(chunks: Value, group_size: int, unroll: int) -> Iterator[tuple[Operand, Spans]]:
+    """Each group of weights along K, with the chunks (and which quads of them) it is made of; makes the loops."""
+    if group_size == 0:
+        yield 0, row_spans(chunks, unroll)
+    elif group_size >= CHUNK:
+        per_group = group_size // CHUNK
+        for group in loop(0, chunks // per_group):
+            yield group, group_spans(group * per_group, per_group, unroll)
+    else:
+        quads = group_size // 4
+        for chunk in loop(0, chunks):
+            for part in range(CHUNK // group_size):
+                span = (chunk, range(part * quads, (part + 1) * quads))
+                yield chunk * (CHUNK // group_size) + part, iter([span])
+
+
+def row_spans(chunks: Value, unroll: int) -> Spans:
+    """All chunks of a row, `unroll` a turn, then the rest one by one."""
+    whole = chunks // unroll * unroll
+    for chunk in loop(0, whole, unroll):
+        for i in range(unroll):
+            yield chunk + i, range(QUADS)
+    if unroll > 1:
+        for chunk in loop(whole, chunks):
+            yield chunk, range(QUADS)
+
+
+def group_spans(first: Value, per_group: int, unroll: int) -> Spans:
+    """The chunks of one group, `unroll` a turn; without a loop where one turn is enough."""
+    step = unroll if per_group % unroll == 0 else 1
+    if per_group <= unroll:
+        for i in range(per_group):
+            yield first + i, range(QUADS)
+        return
+    for chunk in loop(0, per_group, step):
+        for i in range(step):
+            yield first + (chunk + i), range(QUADS)
+
+
+def prefetch_chunk(w: W, tiles: range, chunk: Value, distance: int) -> None:
+    for tile in tiles:
+        at = w.address(tile, chunk)
+        for word in range(w.format.bits):
+            prefetch(w.codes, at + (word * 2 * VECTOR + distance))
+
+
+def add_chunk(sums: Sums, w: W, x: X, tiles: range, chunk: Value, quads: range) -> None:
+    """One dot4 for each quad, row tile and row of activations."""
+    operands = [w.operands(tile, chunk, quads) for tile in tiles]
+    for i, quad in enumerate(quads):
+        for m in range(len(x.xq_rows)):
+            activations = x.quad(m, chunk * CHUNK + 4 * quad)
+            for side in range(len(tiles)):
+                sums.add(m, side, quad, operands[side][i], activations, 2**w.format.bits - 1)
+
+
+def scale_group(outs: list, sums: Sums, w: W, x: X, side: int, tile: int, group: Operand) -> None:
+    """out += f32(sum of (code - zero) * xq) * (scale * x_scale); then the same for the group's minimum."""
+    f = w.format
+    scale = convert(w.sidecar(w.scales, f.scale_dtype, tile, group), f32)
+    zeros = convert(w.sidecar(w.zeros, "u8", tile, group), i32) if f.offset == "zeros" else None
+    low = convert(w.sidecar(w.mins, f.scale_dtype, tile, group), f32) if f.offset == "mins" else None
+    for m, row in enumerate(outs):
+        acc, x_scale = sums.total(m, side), x.scale(m, group if f.activation_group else 0)
+        if f.zero:
+            acc = acc - splat(x.sum(m, group) * f.zero, ROWS)
+        if zeros is not None:
+            acc = acc - zeros * splat(x.sum(m, group), ROWS)
+        row[side] += convert(acc, f32) * (scale * x_scale)
+        if low is not None:
+            row[side] += splat(convert(x.sum(m, group), f32), ROWS) * (low * x_scale)
+
+
+def bind(
+    weight: TiledWeight,
+    x: Activations,
+    y: np.ndarray,
+    state: np.ndarray,
+    *,
+    epilogue: str,
+    bias: np.ndarray | None = None,
+    column: int = 0,
+    tile_m: int,
+    isa: str | None = None,
+    shape: Plan | None = None,
+) -> Step:
+    """Bind y = epilogue(x @ weight.T) to buffers.
+
+    weight   mad order
+    x        Activations allocated for the weight's format, rows a multiple of tile_m
+    y        f32 [rows, stride]; outputs go to columns `column` ...
+    state    int64; state[0] is the number of rows
+    bias     f32 [padded_n] or None
+    shape    the plan; None takes the table's
+    Raises KernelError when the buffers do not fit the weight.
+    """
+    format = weight.format
+    assert format is not None and weight.order == "mad"
+    check_output(weight, y, column, epilogue, bias, tile_m)
+    if x.xq.shape[1] != weight.padded_k or len(x.xq) % tile_m:
+        raise KernelError(
+            f"expected activations of a multiple of {tile_m} rows and {weight.padded_k} columns, got {x.xq.shape}; "
+            f"allocate them with activations.allocate(rows, {weight.k}, format)"
+        )
+    launch = matmul_mad.bind(
+        dict(
+            codes=weight.codes, scales=weight.scales, zeros=weight.zeros, mins=weight.mins,
+            xq=x.xq, xs=x.xs, sums=x.sums, bias=bias_or_dummy(bias), y=y, state=state,
+            pairs=weight.num_pairs, chunks=weight.padded_k // CHUNK, xq_stride=x.xq.shape[1],
+            xs_stride=x.xs.shape[1], sums_stride=x.sums.shape[1], y_stride=y.shape[1], y_column=column,
+        ),
+        isa, format=format, epilogue=epilogue, has_bias=bias is not None, tile_m=tile_m,
+        plan=shape or plan_for("mad", targets.choose(isa).isa, tile_m),
+    )  # fmt: skip
+    return Step(launch, weight.num_pairs, tile_m)

@@ -1,0 +1,36 @@
+"""Codes out of packed words: traced into every kernel that reads the packed order of formats/packing.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lutra.compiler.language import Operand, Value, bitcast, load, u8
+from lutra.compiler.types import DTYPES
+from lutra.formats import packing
+
+
+def take_quad(words: Sequence[Value], quad: int, bits: int) -> Value:
+    """Codes of weights 4 * quad .. 4 * quad + 3 of a chunk, one a byte.
+
+    words    the chunk's words as u32 or u32xL
+    returns  u8x4 or u8x(4 L)
+    """
+    parts = [
+        _field(words[index], int(shift) - word.low, (2**word.width - 1) << word.low)
+        for index, word in enumerate(packing.layout(bits))
+        for step, shift in word.lanes()
+        if step == quad
+    ]
+    return parts[0] if len(parts) == 1 else parts[0] | parts[1]
+
+
+def _field(word: Value, right: int, mask: int) -> Value:
+    """Move a field to where its bits stand in a code, and clear the rest."""
+    moved = word >> right if right > 0 else word << -right if right < 0 else word
+    return bitcast(moved, u8) if mask == 255 else bitcast(moved, u8) & mask
+
+
+def load_as(pointer: Value, index: Operand, dtype: str, lanes: int = 1) -> Value:
+    """`lanes` numbers of type `dtype` from element `index` of a buffer of bytes."""
+    size = DTYPES[dtype].size_bytes
+    return bitcast(load(pointer, index * size, size * lanes), DTYPES[dtype])
