@@ -79,7 +79,7 @@ def group_dot(xq: np.ndarray, w: QTensor) -> np.ndarray:
     """
     xq = _fit(xq, w)
     group = w.format.group_size or w.padded_k
-    biggest = group * 127 * 2**w.format.bits                                       # bound of |acc| and of partial sums
+    biggest = group * 128 * (2**w.format.bits + w.format.zero)                     # bound of every partial sum
     dtype = np.dtype(np.float32 if biggest < 2**24 else np.float64)
     codes = packing.unpack(w.packed, w.format.bits, w.padded_k)                    # [N, K]
     levels: np.ndarray = codes.astype(dtype).reshape(len(codes), -1, group)        # [N, G, group]
