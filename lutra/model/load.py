@@ -12,7 +12,7 @@ from lutra.files.model_file import ModelFile
 from lutra.formats.qtensor import QTensor
 from lutra.model.config import ModelConfig
 from lutra.model.weights import LayerWeights, Linear, Matrix, Weights, gated, side_by_side, tile
-from lutra.quantize.ternary import absmean
+from lutra.quantize.ternary import absmean, find_ternary
 
 Progress = Callable[[str, int, int], None]
 
@@ -23,13 +23,15 @@ class Reader:
 
     file: ModelFile
     config: ModelConfig
+    used: set[str]
 
     def matrix(self, name: str, rows: int, columns: int) -> Matrix:
         """A weight [rows, columns]; masters of models trained with int8 activations become ternary."""
         value = self._read(name, (rows, columns))
         if isinstance(value, QTensor) or not self.config.family.quantize_activations or name in ("embed", "head"):
             return value
-        return absmean(np.asarray(value, np.float32))
+        dense = np.asarray(value, np.float32)
+        return find_ternary(dense) or absmean(dense)  # some files hold the ternary values already, times their scale
 
     def vector(self, name: str, length: int) -> np.ndarray:
         """A norm weight or bias as f32 [length]."""
@@ -40,9 +42,21 @@ class Reader:
         """A vector that this family may have: required when `is_wanted`, read when present."""
         return self.vector(name, length) if is_wanted or name in self.file.tensors else None
 
+    def check_all_used(self) -> None:
+        """Refuse a model with a bias, norm or layer that this family does not compute: its text would be wrong."""
+        tied = {"head"} if self.config.tied else set()
+        left = sorted(set(self.file.tensors) - self.used - tied - {"rope_freqs"})
+        if left:
+            names = ", ".join(self.file.tensors[name].source_name for name in left[:3])
+            raise FileError(
+                f"{self.file.path}: expected the tensors of a {self.config.architecture} model, got {len(left)} more "
+                f"({names}); lutra does not compute them, so convert the model or use another"
+            )
+
     def _read(self, name: str, shape: tuple[int, ...]) -> Matrix:
         if name not in self.file.tensors:
             raise FileError(f"{self.file.path}: expected a tensor for {name}, found none; the file is incomplete")
+        self.used.add(name)
         tensor = self.file.tensors[name]
         if tensor.shape != shape:
             raise FileError(
@@ -57,7 +71,7 @@ def load_weights(file: ModelFile, config: ModelConfig, progress: Progress = lamb
 
     Raises FileError for a missing tensor, a shape that contradicts the config, or values without meaning.
     """
-    reader = Reader(file, config)
+    reader = Reader(file, config, set())
     total = config.num_layers + 2
     embed = tile(reader.matrix("embed", config.vocab_size, config.hidden_size))
     progress("embedding", 1, total)
@@ -68,8 +82,10 @@ def load_weights(file: ModelFile, config: ModelConfig, progress: Progress = lamb
     head = embed
     if not config.tied:
         head = tile(reader.matrix("head", config.vocab_size, config.hidden_size))
+    final_norm = reader.vector("final_norm", config.hidden_size)
     progress("head", total, total)
-    return Weights(embed.weight, layers, reader.vector("final_norm", config.hidden_size), Linear(head.weight))
+    reader.check_all_used()
+    return Weights(embed.weight, layers, final_norm, Linear(head.weight))
 
 
 def _layer(reader: Reader, prefix: str) -> LayerWeights:
