@@ -23,7 +23,6 @@ from lutra.compiler.kernel import Kernel, kernel
 from lutra.compiler.language import (
     Pointer,
     Value,
-    concat,
     const,
     convert,
     f16,
@@ -47,6 +46,7 @@ from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES, tree_sum
 from lutra.kernels.elementwise import exp, exp_spec
 from lutra.kernels.rope import BLOCK, chunks, padded
+from lutra.kernels.softmax import iota
 
 _LOWEST = -1e30  # a running maximum before the first score
 _PARTIALS = 4  # strided sums over d, enough to hide the latency of an addition
@@ -129,7 +129,7 @@ def _make(cache: DType) -> Kernel:
         for block in loop(0, position // BLOCK + 1):
             at = (kv * blocks + block) * (head_dim * BLOCK)
             scores = _scores(q, row * q_stride + start, keys, at, head_dim, tile)
-            seen = splat(convert(position - block * BLOCK, i32), BLOCK) >= _iota()
+            seen = splat(convert(position - block * BLOCK, i32), BLOCK) >= iota(BLOCK)
             parts = [head.update(score * splat(scale, BLOCK), seen) for head, score in zip(states, scores, strict=True)]
             at = (kv * blocks + block) * (BLOCK * padded(head_dim))
             _accumulate(y, target, parts, values, at, head_dim, span)
@@ -160,15 +160,6 @@ class _Head:
         self.m.set(new)
         self.l.set(self.l.get() * c + p)
         return p, c
-
-
-def _iota() -> Value:
-    """0, 1, ... 15."""
-    zero = const(0, i32)
-    lanes = shuffle(zero, zero + 1, (0, 1))
-    while lanes.type.lanes < BLOCK:
-        lanes = concat(lanes, lanes + lanes.type.lanes)
-    return lanes
 
 
 def _scores(q: Value, start: Value, keys: Value, at: Value, head_dim: int, tile: int) -> list[Value]:
