@@ -123,7 +123,7 @@ def chat(
     verbose: bool,
     **sampling: Any,
 ) -> None:
-    """Talk with MODEL, which must have a chat template.
+    """Talk with MODEL; one without a chat template is given a plain transcript to go on with.
 
     Ctrl-C stops an answer, Ctrl-D leaves, /clear forgets what was said.
     """

@@ -131,9 +131,11 @@ def test_a_folder_that_is_no_model_is_one_error(repository: Path, tmp_path: Path
     assert is_one_error(done := lutra("run", tmp_path, "Once", cwd=repository)), done.stderr
 
 
-def test_chat_without_a_template_is_one_error(story_gguf: Path, repository: Path) -> None:
+def test_chat_answers_each_line(story_gguf: Path, repository: Path) -> None:
+    """The model has no chat template: it is given a plain transcript."""
     done = subprocess.run(
-        [sys.executable, "-m", "lutra", "chat", str(story_gguf)],
-        cwd=repository, input="hello\n", capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "lutra", "chat", "--max-tokens", "8", "--stats", str(story_gguf)],
+        cwd=repository, input="hello\ngood bye\n", capture_output=True, text=True, timeout=120,
     )
-    assert is_one_error(done), done.stderr
+    assert (done.returncode, len(done.stderr.splitlines())) == (0, 2), done.stderr
+    assert len(done.stdout) > 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lutra.compiler.launch import Workers
@@ -20,7 +20,8 @@ from lutra.files import open_model
 from lutra.files.model_file import ModelFile
 from lutra.machine import usable_cores
 from lutra.model import describe
-from lutra.model.chat import render_chat
+from lutra.model.chat import encode_chat, template_for
+from lutra.model.chat_template import PLAIN_STOP, PLAIN_TEMPLATE
 from lutra.model.config import ModelConfig, config_from
 from lutra.model.load import load_weights
 from lutra.model.tokenizer import Tokenizer
@@ -49,7 +50,9 @@ class Stats:
 class LLM:
     """A loaded model with one sequence's KV cache.  Not for several threads at once."""
 
-    def __init__(self, file: ModelFile, config: ModelConfig, tokenizer: Tokenizer, weights: Weights, transformer: Transformer):
+    def __init__(
+        self, file: ModelFile, config: ModelConfig, tokenizer: Tokenizer, weights: Weights, transformer: Transformer
+    ):
         self.file, self.config, self.tokenizer, self.weights = file, config, tokenizer, weights
         self.transformer = transformer
         self.sequence = Sequence()
@@ -74,7 +77,9 @@ class LLM:
         file = open_model(path if path is not None else DEFAULT_MODEL)
         config = config_from(file)
         if context is not None and context > config.max_context:
-            raise CapacityError(f"expected a context of at most {config.max_context} tokens, got {context}; ask for less")
+            raise CapacityError(
+                f"expected a context of at most {config.max_context} tokens, got {context}; ask for less"
+            )
         tokenizer = Tokenizer.from_file(file)
         weights = load_weights(file, config, progress or (lambda label, done, total: None))
         factors = file.tensors["rope_freqs"].read() if "rope_freqs" in file.tensors else None
@@ -94,9 +99,15 @@ class LLM:
         return self._generate(self.tokenizer.encode(prompt), params or SamplingParams())
 
     def chat(self, messages: list[dict[str, str]], params: SamplingParams | None = None) -> Iterator[str]:
-        """Answer the last of `messages` ({"role", "content"}); yields pieces of the answer."""
-        ids = render_chat(self.config.chat_template, messages, self.tokenizer)
-        return self._generate(ids, params or SamplingParams())
+        """Answer the last of `messages` ({"role", "content"}); yields pieces of the answer.
+
+        A model without a chat template gets a plain transcript, and its answer ends where the next turn begins.
+        """
+        params = params or SamplingParams()
+        template = template_for(self.config, self.tokenizer)
+        if template == PLAIN_TEMPLATE:
+            params = replace(params, stop=(*params.stop, *PLAIN_STOP))
+        return self._generate(encode_chat(self.tokenizer, template, messages), params)
 
     def generate_ids(self, prompt: list[int], params: SamplingParams) -> Iterator[int]:
         """Continue token ids until an end token (not yielded), max_tokens or the context's end."""
@@ -152,4 +163,3 @@ class LLM:
 
     def __repr__(self) -> str:
         return f"<lutra.LLM {self.config.architecture} {self.file.path.name}>"
-
