@@ -20,7 +20,7 @@ MAY_IMPORT = {
     # the compiler, because program.py is made of its launches
     "model": "compiler debug errors files formats kernels quantize machine",
     "engine": "debug errors model machine", "server": "debug errors engine", "cluster": "debug errors engine server",
-    "bench": "debug errors formats kernels model engine machine",
+    "bench": "compiler debug errors formats kernels machine model",
     "cli": "everything",
     "lutra": "errors engine",                                            # lutra/__init__.py, the public names
 }

@@ -85,6 +85,11 @@ def test_the_map_has_every_folder_of_the_package() -> None:
     assert [folder for folder in folders if f"| `{folder}/` |" not in README] == []
 
 
+def test_every_kernel_named_is_a_file() -> None:
+    names = set(re.findall(r"(?:inspect kernel |asm:)(\w+)", README))
+    assert names and [name for name in names if not (REPOSITORY / "lutra" / "kernels" / f"{name}.py").exists()] == []
+
+
 def test_every_debug_word_is_named() -> None:
     assert [word for word in WORDS if f"`{word}`" not in README] == []
 
