@@ -24,7 +24,7 @@ INVERSE_LN2 = 1.4426950408889634
 LN2_HIGH = 6.93147180369123816490e-01
 LN2_LOW = 1.90821492927058770002e-10
 EXP_UNDERFLOW = -708.0  # below, exp(x) < 3.4e-308: counted as 0
-EXP_SERIES = tuple(1 / math.factorial(n) for n in range(14))  # |r| <= ln(2) / 2: the rest is below 0.35**14 / 14! = 5e-18
+EXP_SERIES = tuple(1 / math.factorial(n) for n in range(14))  # |r| <= ln(2) / 2: the rest is below 5e-18
 
 
 def make_rng(seed: int | None) -> np.random.Generator:
@@ -43,7 +43,7 @@ def sample(
     raises    FileError    logits with NaN or +inf, or nothing but -inf: the weights are broken
     """
     if not np.isfinite(logits.max()):
-        raise FileError("logits: expected finite numbers, got NaN or infinity; the model's weights or scales are broken")
+        raise FileError("logits: expected finite numbers, got NaN or infinity; the weights or scales are broken")
     if params.repetition_penalty != 1.0:
         logits = penalize(logits, params.repetition_penalty, history)
     if params.temperature == 0:
