@@ -13,7 +13,7 @@ WORDS = {
     "ir": "the traced kernel, before LLVM",
     "llvm": "the LLVM text of a kernel, after optimisation",
     "asm": "the machine code of a kernel, as assembly",
-    "time": "one line per launch: microseconds, GB/s, % of roof",
+    "time": "one line per launch: tasks, microseconds, GB/s",
     "sched": "what each step of the engine runs",
     "interpret": "run kernels in NumPy, where breakpoint() works",
 }

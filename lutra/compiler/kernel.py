@@ -49,7 +49,7 @@ class Kernel:
 
     def bind(self, args: dict[str, Any], isa: str | None = None, **static: Any) -> Launch:
         """Machine code plus argument block: ready to run any number of times on the same buffers."""
-        return Launch(self, self.compile(isa, **static), self._checked(args))
+        return Launch(self, self.compile(isa, **static), self._checked(args), static)
 
     def interpret(self, args: dict[str, Any], tasks: int, **static: Any) -> None:
         """Run tasks 0 .. tasks - 1 in NumPy, with every memory access checked."""
@@ -86,8 +86,8 @@ class Kernel:
 class Launch:
     """A compiled kernel bound to addresses.  Keeps its arrays alive."""
 
-    def __init__(self, kernel: Kernel, compiled: jit.Compiled, args: dict[str, Any]):
-        self.kernel, self.compiled, self.args = kernel, compiled, args
+    def __init__(self, kernel: Kernel, compiled: jit.Compiled, args: dict[str, Any], static: dict[str, Any]):
+        self.kernel, self.compiled, self.args, self.static = kernel, compiled, args, static
         self.slots = np.zeros(max(1, len(args)), np.int64)  # one 8-byte slot a parameter
         for slot, (name, kind) in enumerate(kernel.params.items()):
             if isinstance(kind, Pointer):
@@ -104,6 +104,15 @@ class Launch:
     @property
     def slots_address(self) -> int:
         return int(self.slots.ctypes.data)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all buffers it is bound to."""
+        return sum(value.nbytes for value in self.args.values() if isinstance(value, np.ndarray))
+
+    def interpret(self, tasks: int) -> None:
+        """Run tasks 0 .. tasks - 1 in NumPy on the same buffers."""
+        self.kernel.interpret(self.args, tasks, **self.static)
 
     def run(self, begin: int, end: int) -> None:
         """Run tasks begin .. end - 1 on the calling thread."""

@@ -361,16 +361,22 @@ class Program:
         self.address = int(self._lines.ctypes.data)
 
     def run(self, workers: Workers, num_rows: int) -> None:
-        """Run all launches; raises nothing: arguments were checked when they were bound."""
-        if debug.enabled("time"):
-            self._run_timed(num_rows)
+        """Run all launches for `num_rows` rows; LUTRA_DEBUG=interpret and =time run them one by one."""
+        if debug.enabled("interpret"):
+            for step in self.steps:
+                step.launch.interpret(step.count(num_rows))
+        elif debug.enabled("time"):
+            for step in self.steps:
+                _run_timed(step, num_rows)
         else:
             workers.run(self, num_rows)
 
-    def _run_timed(self, num_rows: int) -> None:
-        """LUTRA_DEBUG=time: one launch after the other on this thread, a line each."""
-        for step in self.steps:
-            started = time.perf_counter()
-            step.launch.run(0, step.count(num_rows))
-            taken_us = (time.perf_counter() - started) * 1e6
-            print(f"{step.launch.kernel.name:24s} {step.count(num_rows):6d} tasks {taken_us:10.1f} us", file=sys.stderr)
+
+def _run_timed(step: Step, num_rows: int) -> None:
+    """Run a step on the calling thread and print what it took; GB/s counts every buffer it is bound to once."""
+    tasks = step.count(num_rows)
+    started = time.perf_counter()
+    step.launch.run(0, tasks)
+    taken_us = (time.perf_counter() - started) * 1e6
+    rate = step.launch.num_bytes / taken_us / 1e3
+    print(f"{step.launch.kernel.name:16s} {tasks:6d} tasks {taken_us:9.1f} us {rate:7.2f} GB/s", file=sys.stderr)
