@@ -7,7 +7,7 @@ mad     [pair][word][tile 0..1][row 0..15][byte 0..3]         [pair][group][tile
 dense   [pair][k][tile 0..1][row 0..15] of f32, f16 or bf16   none
 
 `word` counts the packed 4-byte words of formats/packing.py, moved whole.  Rows beyond N have scale 0 and min 0 (dense:
-weight 0), so their outputs are 0.  The lut order is in matmul_lut.py.
+weight 0), so their outputs are 0.  The lut order is in tiles_lut.py.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TiledWeight:
     format     what the codes mean; None for dense
     dtype      "f32" | "f16" | "bf16" for dense, else ""
     n, k       true sizes
-    padded_n   n rounded up to whole pairs (lut: to 64)
+    padded_n   n rounded up to whole pairs
     padded_k   k rounded up to whole chunks and groups
     codes      uint8, see the table above
     scales     uint8 view of f16 or f32; one byte where there are none (zeros, mins alike)
