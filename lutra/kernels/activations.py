@@ -1,4 +1,7 @@
-"""Int8 activations as the low-bit matmuls read them: codes, scales, sums, and tables for lookup kernels."""
+"""Int8 activations as the low-bit matmuls read them: codes, scales, sums, and tables for lookup kernels.
+
+First the buffers, then the traced words with which norm.py fills them, 16 columns in a vector.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,39 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lutra.compiler.language import (
+    Value,
+    absolute,
+    bitcast,
+    concat,
+    const,
+    convert,
+    dot4,
+    i8,
+    i32,
+    load,
+    loop,
+    maximum,
+    reduce_add,
+    reduce_max,
+    shuffle,
+    splat,
+    store,
+    u8,
+)
 from lutra.errors import KernelError
 from lutra.formats.format import Format
 from lutra.formats.integer import LUT_WIDTH
 from lutra.formats.packing import padded_k
+from lutra.formats.reduce import NUM_LANES
 from lutra.kernels.buffers import aligned
+from lutra.kernels.tiles_lut import HALF_BITS, TABLE_BIAS
+
+_MAGIC = 12582912.0  # 1.5 * 2**23: after adding it the low bits of the float are the nearest integer, halves to even
+_SMALLEST = 1e-5  # least largest magnitude of a row or group, as in formats/integer.quantize_activations
+# Entry p of a table adds x[i] where bit i of p is 1 and subtracts it where it is 0.
+_PLUS = [p >> i & 1 for p in range(16) for i in range(4)]
+_LOW_THEN_HIGH = [4 * entry + byte for byte in (0, 1) for entry in range(16)]
 
 
 @dataclass(frozen=True)
@@ -20,7 +51,7 @@ class Activations:
     xq       i8  [rows, Kp]            codes -127 .. 127; columns beyond K are 0
     xs       f32 [rows, 1 or G]        scale per row, or per group: x = xq * xs
     sums     i32 [rows, G]             sum of xq over each group of the *weight*
-    tables   u8  [rows, Kp/4, 2, 16]   the two 5-bit halves of the tables of formats/integer.build_tables, see tiles_lut.py
+    tables   u8  [rows, Kp/4, 2, 16]   5-bit halves of the tables of formats/integer.build_tables, see tiles_lut.py
     """
 
     xq: np.ndarray
@@ -41,3 +72,70 @@ def allocate(rows: int, k: int, format: Format, with_tables: bool = False) -> Ac
         sums=aligned((rows, num_groups), np.int32),
         tables=aligned((rows, kp // LUT_WIDTH, 2, 16), np.uint8) if with_tables else None,
     )
+
+
+def largest(parts: list[Value]) -> Value:
+    """Largest magnitude of f32 vectors, lane by lane."""
+    parts = [absolute(part) for part in parts]
+    while len(parts) > 1:  # pairs, so that no chain of dependent maxima forms; their number is a power of two
+        parts = [maximum(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def store_scale(magnitudes: Value, xs: Value, at: Value) -> Value:
+    """Store the scale of values whose largest magnitude is in some lane; return 127 / it in every lane."""
+    top = maximum(reduce_max(magnitudes), _SMALLEST)
+    store(xs, at, top / 127.0)
+    return splat(127.0 / top, NUM_LANES)
+
+
+def store_codes(parts: list[Value], inverses: list[Value], xq: Value, at: Value) -> list[Value]:
+    """Round f32 vectors to int8, store them side by side; return i32 sums of 4 neighbours, 64 codes a vector."""
+    pieces = [_round(part * inverse) for part, inverse in zip(parts, inverses, strict=True)]
+    while len(pieces) > 1 and pieces[0].type.lanes < 64:
+        pieces = [concat(a, b) for a, b in zip(pieces[::2], pieces[1::2], strict=True)]
+    lanes = pieces[0].type.lanes
+    for i, piece in enumerate(pieces):
+        store(xq, at + i * lanes, piece)
+    ones, zero = const(1, u8, lanes), const(0, i32, lanes // 4)
+    return [dot4(zero, ones, piece, bound=1) for piece in pieces]
+
+
+def _round(v: Value) -> Value:
+    """Nearest int8, halves to even; |v| <= 127 up to rounding."""
+    return convert(bitcast(v + _MAGIC, i32), i8)
+
+
+def store_sums(quads: list[Value], group: int, sums: Value, at: Value) -> None:
+    """Add the sums of `store_codes` up to one for each `group` codes, and store them side by side."""
+    lanes, wanted = quads[0].type.lanes, group // 4
+    while lanes < wanted:  # a group spans several vectors
+        quads = [a + b for a, b in zip(quads[::2], quads[1::2], strict=True)]
+        wanted //= 2
+    for i, quad in enumerate(quads):
+        width = wanted
+        while width > 1 and quad.type.lanes > 1:
+            quad = _add_neighbours(quad)
+            width //= 2
+        store(sums, at + i * (lanes // wanted), quad)
+
+
+def _add_neighbours(v: Value) -> Value:
+    """v[0] + v[1], v[2] + v[3], ...: half the lanes."""
+    lanes = v.type.lanes
+    if lanes == 2:
+        return reduce_add(v)
+    return shuffle(v, v, range(0, lanes, 2)) + shuffle(v, v, range(1, lanes, 2))
+
+
+def store_tables(xq: Value, tables: Value, start: Value, columns: Value) -> None:
+    """Store the tables (tiles_lut.split_tables) of `columns` codes from xq[start] on."""
+    zero = const(0, u8, 64)
+    plus = shuffle(zero, zero + 1, [64 * bit + lane for lane, bit in enumerate(_PLUS)])
+    minus = plus ^ 1
+    for k in loop(0, columns, LUT_WIDTH):
+        four = bitcast(splat(bitcast(load(xq, start + k, LUT_WIDTH), i32), 16), i8)  # the same 4 codes 16 times
+        added = dot4(const(TABLE_BIAS, i32, 16), plus, four, bound=1)
+        entry = added - dot4(const(0, i32, 16), minus, four, bound=1)  # 4 .. 1020
+        halves = bitcast((entry & (1 << HALF_BITS) - 1) | (entry >> HALF_BITS << 8), u8)
+        store(tables, (start + k) * (32 // LUT_WIDTH), shuffle(halves, halves, _LOW_THEN_HIGH))

@@ -11,18 +11,15 @@ Source    Zhang and Sennrich, Root Mean Square Layer Normalization, arXiv 1910.0
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from lutra.compiler.kernel import kernel
 from lutra.compiler.language import (
     Pointer,
     Value,
-    absolute,
-    bitcast,
-    concat,
     const,
-    convert,
-    dot4,
     f32,
     i8,
     i32,
@@ -31,8 +28,6 @@ from lutra.compiler.language import (
     loop,
     maximum,
     reduce_add,
-    reduce_max,
-    shuffle,
     splat,
     sqrt,
     store,
@@ -43,12 +38,9 @@ from lutra.compiler.language import (
 from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES, tree_sum
-from lutra.kernels.activations import Activations
-from lutra.kernels.tiles_lut import HALF_BITS, TABLE_BIAS
+from lutra.kernels.activations import Activations, largest, store_codes, store_scale, store_sums, store_tables
 
 LANES = NUM_LANES
-_MAGIC = 12582912.0  # 1.5 * 2**23: after adding it the low bits of the float are the nearest integer, halves to even
-_SMALLEST = 1e-5  # least largest magnitude of a row or group, as in formats/integer.quantize_activations
 
 
 def rms_norm_spec(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -120,27 +112,20 @@ def quantize(
             return [(part * scale) * load(weight, k + i * LANES, LANES) for i, part in enumerate(parts)]
 
         inverse = None if per_group else _row_scale(values, columns, unit, xs, task)
-        total = var(const(0, i32, unit // 4 if unit < 64 else LANES)) if group == 0 else None
+        total = var(const(0, i32, min(unit, 64) // 4))
         for k in loop(0, columns, unit):
             parts = values(k)
-            if per_group:
-                at = task * (columns // group) + k // group
-                inverses = _group_scales(parts, group // LANES, xs, at)
+            at = task * (columns // group) + k // group if group else task  # index of this unit's first group
+            inverses = _group_scales(parts, group // LANES, xs, at) if per_group else [inverse] * len(parts)
+            quads = store_codes(parts, inverses, xq, task * columns + k)
+            if group:
+                store_sums(quads, group, sums, at)
             else:
-                inverses = [inverse] * len(parts)
-            codes = [_round(part * inv) for part, inv in zip(parts, inverses, strict=True)]
-            pieces = _join(codes)
-            for i, piece in enumerate(pieces):
-                store(xq, task * columns + k + i * piece.type.lanes, piece)
-            quads = [dot4(const(0, i32, p.type.lanes // 4), const(1, u8, p.type.lanes), p, bound=1) for p in pieces]
-            if group == 0:
                 total += quads[0]
-            else:
-                _store_sums(quads, group, sums, task * (columns // group) + k // group)
-        if group == 0:
+        if not group:
             store(sums, task, reduce_add(total))
         if with_tables:
-            _store_tables(xq, tables, task * columns, columns)
+            store_tables(xq, tables, task * columns, columns)
 
 
 def inverse_rms(x: Value, start: Value, columns: Value | int, width: Value | float, eps: Value) -> Value:
@@ -161,90 +146,20 @@ def _source_row(state: Value, task: Value, source_row: str) -> Value:
     return load(state, 2) + task if source_row == "head" else task
 
 
-def _largest(parts: list[Value]) -> Value:
-    """Largest magnitude, lane by lane; the order does not matter for a maximum."""
-    parts = [absolute(part) for part in parts]
-    while len(parts) > 1:
-        half = -(-len(parts) // 2)
-        parts = [maximum(a, b) for a, b in zip(parts[:half], parts[half:], strict=False)] + parts[
-            len(parts) // 2 : half
-        ]
-    return parts[0]
-
-
-def _row_scale(values, columns: Value, unit: int, xs: Value, row: Value) -> Value:
-    """Store the row's scale and return 127 / largest magnitude in every lane."""
-    largest = var(const(0.0, f32, LANES))
+def _row_scale(values: Callable[[Value], list[Value]], columns: Value, unit: int, xs: Value, row: Value) -> Value:
+    """Store the row's scale; return its inverse in every lane."""
+    top = var(const(0.0, f32, LANES))
     for k in loop(0, columns, unit):
-        largest.set(maximum(largest, _largest(values(k))))
-    return _store_scale(reduce_max(largest), xs, row)
+        top.set(maximum(top, largest(values(k))))
+    return store_scale(top.get(), xs, row)
 
 
 def _group_scales(parts: list[Value], per_group: int, xs: Value, at: Value) -> list[Value]:
-    """One inverse scale a part, equal within a group of `per_group` parts."""
+    """Store a scale for every `per_group` parts; return the inverse that belongs to each part."""
     inverses: list[Value] = []
     for i in range(0, len(parts), per_group):
-        inverse = _store_scale(reduce_max(_largest(parts[i : i + per_group])), xs, at + i // per_group)
-        inverses += [inverse] * per_group
+        inverses += [store_scale(largest(parts[i : i + per_group]), xs, at + i // per_group)] * per_group
     return inverses
-
-
-def _store_scale(largest: Value, xs: Value, at: Value) -> Value:
-    largest = maximum(largest, _SMALLEST)
-    store(xs, at, largest / 127.0)
-    return splat(127.0 / largest, LANES)
-
-
-def _round(v: Value) -> Value:
-    """Nearest int8, halves to even; |v| <= 127 up to rounding."""
-    return convert(bitcast(v + _MAGIC, i32), i8)
-
-
-def _join(parts: list[Value]) -> list[Value]:
-    """Vectors of 64 lanes, or one shorter vector."""
-    while len(parts) > 1 and parts[0].type.lanes < 64:
-        parts = [concat(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
-    return parts
-
-
-def _store_sums(quads: list[Value], group: int, sums: Value, at: Value) -> None:
-    """Add sums of 4 neighbouring codes up to sums of a group, and store them side by side."""
-    covered = 4 * quads[0].type.lanes  # codes one vector of sums covers
-    if group >= covered:
-        per_group = group // covered
-        for i in range(0, len(quads), per_group):
-            total = quads[i]
-            for quad in quads[i + 1 : i + per_group]:
-                total = total + quad
-            store(sums, at + i // per_group, reduce_add(total))
-        return
-    for i, quad in enumerate(quads):
-        while quad.type.lanes > covered // group:
-            lanes = quad.type.lanes
-            quad = shuffle(quad, quad, range(0, lanes, 2)) + shuffle(quad, quad, range(1, lanes, 2))
-        store(sums, at + i * (covered // group), quad)
-
-
-# Entry p of a table adds x[i] where bit i of p is 1 and subtracts it where it is 0: two dot products with 0 or 1.
-_LOW_THEN_HIGH = [4 * entry + byte for byte in (0, 1) for entry in range(16)]
-
-
-def _store_tables(xq: Value, tables: Value, start: Value, columns: Value) -> None:
-    plus = _bits(tuple(p >> i & 1 for p in range(16) for i in range(4)))
-    minus = plus ^ 1
-    for k in loop(0, columns, 4):
-        four = bitcast(splat(bitcast(load(xq, start + k, 4), i32), 16), i8)  # the same 4 codes 16 times
-        zero = const(0, i32, 16)
-        table = dot4(zero, plus, four, bound=1) - dot4(zero, minus, four, bound=1)  # i32, |entry| <= 508
-        biased = table + TABLE_BIAS
-        entries = bitcast((biased & (1 << HALF_BITS) - 1) | (biased >> HALF_BITS << 8), u8)
-        store(tables, (start + k) * 8, shuffle(entries, entries, _LOW_THEN_HIGH))
-
-
-def _bits(pattern: tuple[int, ...]) -> Value:
-    """A constant u8 vector of zeros and ones."""
-    zero = const(0, u8, len(pattern))
-    return shuffle(zero, zero + 1, [i + len(pattern) * bit for i, bit in enumerate(pattern)])
 
 
 # ---- binding ------------------------------------------------------------------------------------------------------
@@ -268,7 +183,7 @@ def bind(
     state        i64 [4]              number of rows, position, first head row, number of head rows
     source_row   "all": row i of x gives row i of y.  "head": row state[2] + i gives row i, for state[3] rows
     """
-    columns = _columns(width, 16)
+    columns = -(-width // LANES) * LANES
     _check(x, width, columns, source_row)
     args = {"x": x, "weight": _padded(weight, columns), "y": y, "state": state, "x_stride": x.shape[1]}
     args |= {"y_stride": y.shape[1], "columns": columns, "width": float(width), "eps": eps}
@@ -307,10 +222,6 @@ def bind_quantize(
         source_row=source_row,
     )
     return Step(launch, 1, 1)
-
-
-def _columns(width: int, multiple: int) -> int:
-    return -(-width // multiple) * multiple
 
 
 def _padded(weight: np.ndarray, columns: int) -> np.ndarray:
