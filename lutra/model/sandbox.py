@@ -25,7 +25,7 @@ from jinja2.visitor import NodeTransformer
 from lutra.errors import RequestError
 
 MAX_CHARS = 1 << 22  # of one value, and of all that one rendering writes
-MAX_STEPS = 1 << 19  # under a second of loop turns and calls
+MAX_STEPS = 1 << 18  # a second or two of loop turns and calls
 MAX_INTEGER = 1 << 20  # as an argument: widths, counts
 MAX_BITS = 1024  # of an integer
 
@@ -34,6 +34,7 @@ FILTERS = (
     "map max min reject rejectattr replace reverse round safe select selectattr sort string title trim truncate unique "
     "upper urlencode wordcount"
 ).split()
+WRITABLE = "texts, numbers, lists and dictionaries as values"  # the text of nested namespaces may have no end
 GLOBALS = ("range", "dict", "namespace", "cycler", "joiner")
 DENIED_METHODS = ("center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill")  # they widen
 
@@ -69,7 +70,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise _refusal("the methods chat templates use", name)
         args = tuple(map(_listed, args))
         self._check_call(name, (getattr(function, "__self__", None), *args, *kwargs.values()))
-        return _weighed(super().call(context, function, *args, **kwargs))
+        result = super().call(context, function, *args, **kwargs)
+        return result if isinstance(result, Namespace) else _weighed(result)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Compute left `operator` right."""
@@ -99,13 +101,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
         def measured(*args: Any, **kwargs: Any) -> Any:
             args = tuple(map(_listed, args))
             self._check_call(name, (*args, *kwargs.values()))
+            if any(isinstance(value, Namespace) for value in args):
+                raise _refusal(WRITABLE, "a namespace")
             return _weighed(_listed(function(*args, **kwargs)))
 
         return measured
 
     def _check_call(self, name: str, args: tuple[Any, ...]) -> None:
         """Refuse a call whose result could be far larger than its arguments."""
-        self.spend(1 + sum(map(_size, args)) // 64)
+        self.spend(1 + sum(map(_size, args)) // 1024)
         if any(isinstance(value, int) and abs(value) > MAX_INTEGER for value in args):
             raise _refusal(f"{MAX_INTEGER} as an argument", "a larger number")
         if name in GROWTH:
@@ -218,8 +222,8 @@ def _weight(value: Any) -> int:
             waiting += [*item.keys(), *item.values()]
         elif isinstance(item, (list, tuple)):
             waiting += item
-        elif isinstance(item, Namespace) and item is not value:
-            raise _refusal("texts, numbers, lists and dictionaries inside values", "a namespace")
+        elif isinstance(item, Namespace):
+            raise _refusal(WRITABLE, "a namespace")
     return weight
 
 
