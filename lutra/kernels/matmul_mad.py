@@ -126,15 +126,17 @@ class W:
     chunks: Value
     format: Format
 
-    def address(self, tile: int, chunk: Value) -> Value:
-        """Byte where a chunk of a tile starts; its words are 2 * VECTOR apart."""
-        return (self.pair * self.chunks + chunk) * (self.format.bits * 2 * VECTOR) + tile * VECTOR
-
-    def operands(self, tile: int, chunk: Value, quads: range) -> list[Value]:
-        """Codes of each quad of a chunk: u8x64, byte 4 r + j is weight 4 * quad + j of row r."""
-        at, bits = self.address(tile, chunk), self.format.bits
-        words = [bitcast(load(self.codes, at + word * 2 * VECTOR, VECTOR), u32) for word in range(bits)]
-        return [take_quad(words, quad, bits) for quad in quads]
+    def words(self, tiles: range, chunk: Value, prefetch_bytes: int) -> list[list[Value]]:
+        """Packed words [tile][word] of a chunk, read in the order they lie in memory: u32x16, one row a lane."""
+        start = (self.pair * self.chunks + chunk) * (self.format.bits * 2 * VECTOR)
+        words: list[list[Value]] = [[] for _ in tiles]
+        for word in range(self.format.bits):
+            for side, tile in enumerate(tiles):
+                at = start + (2 * word + tile) * VECTOR
+                if prefetch_bytes:
+                    prefetch(self.codes, at + prefetch_bytes)
+                words[side].append(bitcast(load(self.codes, at, VECTOR), u32))
+        return words
 
     def sidecar(self, pointer: Value, dtype: str, tile: int, group: Operand) -> Value:
         """Scales, zeros or mins of 16 rows for one group."""
@@ -168,9 +170,8 @@ def multiply(w: W, x: X, tiles: range, plan: Plan) -> list[list[Value]]:
     for group, spans in groups(w.chunks, w.format.group_size, plan.unroll):
         sums = Sums(len(x.xq_rows), len(tiles), plan.accumulators)
         for chunk, quads in spans:
-            if plan.prefetch_bytes and quads.start == 0:
-                prefetch_chunk(w, tiles, chunk, plan.prefetch_bytes)
-            add_chunk(sums, w, x, tiles, chunk, quads)
+            words = w.words(tiles, chunk, plan.prefetch_bytes if quads.start == 0 else 0)
+            add_chunk(sums, x, words, w.format.bits, chunk, quads)
         for side, tile in enumerate(tiles):
             scale_group(outs, sums, w, x, side, tile, group)
     return [[out.get() for out in row] for row in outs]
@@ -218,21 +219,14 @@ def group_spans(first: Value, per_group: int, unroll: int) -> Spans:
             yield first + (chunk + i), range(QUADS)
 
 
-def prefetch_chunk(w: W, tiles: range, chunk: Value, distance: int) -> None:
-    for tile in tiles:
-        at = w.address(tile, chunk)
-        for word in range(w.format.bits):
-            prefetch(w.codes, at + (word * 2 * VECTOR + distance))
-
-
-def add_chunk(sums: Sums, w: W, x: X, tiles: range, chunk: Value, quads: range) -> None:
-    """One dot4 for each quad, row tile and row of activations."""
-    operands = [w.operands(tile, chunk, quads) for tile in tiles]
-    for i, quad in enumerate(quads):
+def add_chunk(sums: Sums, x: X, words: list[list[Value]], bits: int, chunk: Value, quads: range) -> None:
+    """One dot4 for each quad, row of activations and row tile."""
+    for quad in quads:
+        operands = [take_quad(tile_words, quad, bits) for tile_words in words]
         for m in range(len(x.xq_rows)):
             activations = x.quad(m, chunk * CHUNK + 4 * quad)
-            for side in range(len(tiles)):
-                sums.add(m, side, quad, operands[side][i], activations, 2**w.format.bits - 1)
+            for side, operand in enumerate(operands):
+                sums.add(m, side, quad, operand, activations, 2**bits - 1)
 
 
 def scale_group(outs: list, sums: Sums, w: W, x: X, side: int, tile: int, group: Operand) -> None:
