@@ -30,15 +30,14 @@ def rope_frequencies(config: ModelConfig, factors: np.ndarray | None = None) -> 
     returns   float64 [head_dim / 2]          theta ** (-2 i / head_dim), scaled
     raises    FileError                       factors of another length, or not positive numbers
     """
-    frequencies = _plain_frequencies(config.rope_theta, config.head_dim)
+    frequencies, scaling = _plain_frequencies(config.rope_theta, config.head_dim), config.rope_scaling
     if factors is not None:
-        return np.divide(frequencies, _checked_factors(factors, len(frequencies)))
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    if scaling["type"] == "linear":
-        return np.divide(frequencies, scaling["factor"])
-    return _llama3(frequencies, scaling)
+        frequencies /= _checked_factors(factors, len(frequencies))
+    elif scaling is not None and scaling["type"] == "linear":
+        frequencies /= scaling["factor"]
+    elif scaling is not None:
+        frequencies *= _llama3(frequencies, scaling)
+    return frequencies
 
 
 def _plain_frequencies(theta: float, head_dim: int) -> np.ndarray:
@@ -50,11 +49,12 @@ def _plain_frequencies(theta: float, head_dim: int) -> np.ndarray:
 
 
 def _llama3(frequencies: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
-    """Keep fast pairs, slow the slow ones by `factor`, and blend in between."""
+    """Return what to multiply by: fast pairs keep their pace, slow ones lose `factor`, those between get a blend."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)  # in the original context
     blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return np.multiply(frequencies, (1 - blend) / scaling["factor"] + blend)
+    slowed: np.ndarray = (1 - blend) / scaling["factor"] + blend
+    return slowed
 
 
 def _checked_factors(factors: np.ndarray, length: int) -> np.ndarray:
