@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lutra.compiler.launch import Workers
 from lutra.engine import perplexity
 from lutra.engine.params import SamplingParams
 from lutra.engine.runner import run_pending
@@ -16,22 +15,13 @@ from lutra.engine.sampler import make_rng, sample
 from lutra.engine.sequence import Sequence
 from lutra.engine.stop import StopText
 from lutra.errors import CapacityError
-from lutra.files import open_model
-from lutra.files.model_file import ModelFile
 from lutra.machine import usable_cores
-from lutra.model import describe
 from lutra.model.chat import encode_chat, template_for
 from lutra.model.chat_template import PLAIN_STOP, PLAIN_TEMPLATE
-from lutra.model.config import ModelConfig, config_from
-from lutra.model.load import load_weights
-from lutra.model.tokenizer import Tokenizer
-from lutra.model.transformer import Transformer
-from lutra.model.weights import Weights
+from lutra.model.describe import describe
+from lutra.model.load import Model, Progress, load_model
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "models" / "stories"
-DEFAULT_CONTEXT = 4096  # tokens, where the model allows as many
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -50,11 +40,9 @@ class Stats:
 class LLM:
     """A loaded model with one sequence's KV cache.  Not for several threads at once."""
 
-    def __init__(
-        self, file: ModelFile, config: ModelConfig, tokenizer: Tokenizer, weights: Weights, transformer: Transformer
-    ):
-        self.file, self.config, self.tokenizer, self.weights = file, config, tokenizer, weights
-        self.transformer = transformer
+    def __init__(self, model: Model):
+        self.model = model
+        self.config, self.tokenizer, self.transformer = model.config, model.tokenizer, model.transformer
         self.sequence = Sequence()
         self.stats = Stats()
 
@@ -74,23 +62,7 @@ class LLM:
         Raises FileError (the file), CapacityError (context or threads), LutraError (instruction set).
         """
         started = time.perf_counter()
-        file = open_model(path if path is not None else DEFAULT_MODEL)
-        config = config_from(file)
-        if context is not None and context > config.max_context:
-            raise CapacityError(
-                f"expected a context of at most {config.max_context} tokens, got {context}; ask for less"
-            )
-        tokenizer = Tokenizer.from_file(file)
-        weights = load_weights(file, config, progress or (lambda label, done, total: None))
-        factors = file.tensors["rope_freqs"].read() if "rope_freqs" in file.tensors else None
-        transformer = Transformer(
-            config,
-            weights,
-            Workers(threads or usable_cores()),
-            context or min(config.max_context, DEFAULT_CONTEXT),
-            factors=factors,
-        )
-        llm = cls(file, config, tokenizer, weights, transformer)
+        llm = cls(load_model(path or DEFAULT_MODEL, threads or usable_cores(), context, progress))
         llm.stats.load_s = time.perf_counter() - started
         return llm
 
@@ -152,14 +124,13 @@ class LLM:
 
     def perplexity(self, text: str, context: int | None = None) -> float:
         """Perplexity of a text in windows of `context` tokens (default: all this model has room for)."""
-        t = self.transformer
-        scorer = Transformer(self.config, self.weights, t.workers, context or t.context, all_logits=True, isa=t.isa)
+        window = context or self.transformer.context
         tokens = self.tokenizer.encode(text, add_bos=False)
-        return perplexity.perplexity(scorer, tokens, self.tokenizer.bos_id, context or t.context)
+        return perplexity.perplexity(self.transformer.scorer(window), tokens, self.tokenizer.bos_id, window)
 
     def describe(self) -> str:
         """The model in words: sizes, and how each tensor is stored and computed."""
-        return describe.describe(self.file, self.config, self.weights)
+        return describe(self.model)
 
     def __repr__(self) -> str:
-        return f"<lutra.LLM {self.config.architecture} {self.file.path.name}>"
+        return f"<lutra.LLM {self.config.architecture} {self.model.file.path.name}>"

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from lutra.files.model_file import ModelFile
-from lutra.model.config import ModelConfig
-from lutra.model.weights import Weights
+from lutra.model.load import Model
 
 _COLUMNS = ("tensor", "stored as", "shape", "runs as")
 
 
-def describe(file: ModelFile, config: ModelConfig, weights: Weights) -> str:
+def describe(model: Model) -> str:
     """Sizes of the decoder, bytes a decode step reads, and a line per tensor."""
     rows = [_COLUMNS]
-    for tensor in file.tensors.values():
+    for tensor in model.file.tensors.values():
         shape = " x ".join(map(str, tensor.shape))
         rows.append((tensor.name, tensor.stored_type, shape, tensor.recoded))
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    unknown = [f"not used: {name}" for name in file.unknown]
-    return "\n".join([*_summary(file, config, weights), "", *table, *unknown])
+    unknown = [f"not used: {name}" for name in model.file.unknown]
+    return "\n".join([*_summary(model), "", *table, *unknown])
 
 
-def _summary(file: ModelFile, config: ModelConfig, weights: Weights) -> list[str]:
+def _summary(model: Model) -> list[str]:
+    file, config = model.file, model.config
     heads = f"{config.num_heads} heads of {config.head_dim}, {config.num_kv_heads} of keys and values"
     return [
         f"{file.path}  ({config.architecture}, {file.kind})",
         f"hidden {config.hidden_size}, ffn {config.ffn_size}, {config.num_layers} layers, {heads}, {config.activation}",
         f"vocabulary {config.vocab_size}, context {config.max_context}, head {'tied' if config.tied else 'of its own'}",
-        f"a decoded token reads {weights.bytes_per_token / 1e6:.1f} MB of weights",
+        f"a decoded token reads {model.weights.bytes_per_token / 1e6:.1f} MB of weights",
     ]

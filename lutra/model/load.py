@@ -1,20 +1,52 @@
-"""From an open model file to weights in tile order, one tensor at a time."""
+"""From a path to a model that runs: file, config, tokenizer, and weights in tile order, one tensor at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from lutra.errors import FileError
+from lutra.compiler.launch import Workers
+from lutra.errors import CapacityError, FileError
+from lutra.files import open_model
 from lutra.files.model_file import ModelFile
 from lutra.formats.qtensor import QTensor
-from lutra.model.config import ModelConfig
+from lutra.model.config import ModelConfig, config_from
+from lutra.model.tokenizer import Tokenizer
+from lutra.model.transformer import Transformer
 from lutra.model.weights import LayerWeights, Linear, Matrix, Weights, gated, side_by_side, tile
 from lutra.quantize.ternary import absmean, find_ternary
 
-Progress = Callable[[str, int, int], None]
+DEFAULT_CONTEXT = 4096  # tokens, where the model allows as many
+
+Progress = Callable[[str, int, int], None]  # progress(label, done, total)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything that comes out of a model file."""
+
+    file: ModelFile
+    config: ModelConfig
+    tokenizer: Tokenizer
+    weights: Weights
+    transformer: Transformer
+
+
+def load_model(path: str | Path, threads: int, context: int | None, progress: Progress | None) -> Model:
+    """Open a model and make it ready to run; LLM.load says what the arguments mean and what it raises."""
+    file = open_model(path)
+    config = config_from(file)
+    if context is not None and not 1 <= context <= config.max_context:
+        raise CapacityError(f"expected a context of 1 to {config.max_context} tokens, got {context}; change --ctx")
+    tokenizer = Tokenizer.from_file(file)
+    weights = load_weights(file, config, progress or (lambda label, done, total: None))
+    factors = file.tensors["rope_freqs"].read() if "rope_freqs" in file.tensors else None
+    assert not isinstance(factors, QTensor)
+    room = context or min(config.max_context, DEFAULT_CONTEXT)
+    return Model(file, config, tokenizer, weights, Transformer(config, weights, Workers(threads), room, factors=factors))
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,15 @@ class Transformer:
         isa: str | None = None,
     ):
         self.config, self.weights, self.workers, self.context = config, weights, workers, context
-        self.chunk, self.isa = chunk, isa
+        self.chunk, self.factors, self.isa = chunk, factors, isa
         self.buffers = Buffers(config, context, chunk, chunk if all_logits else 1, factors)
         self.scratch = Scratch(self.buffers.rows)
+
+    def scorer(self, context: int) -> Transformer:
+        """The same weights and threads with a cache of their own, computing the logits of every row."""
+        return Transformer(
+            self.config, self.weights, self.workers, context, all_logits=True, factors=self.factors, isa=self.isa
+        )
 
     @cached_property
     def _decode(self) -> Program:
