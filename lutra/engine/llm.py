@@ -62,7 +62,7 @@ class LLM:
         Raises FileError (the file), CapacityError (context or threads), LutraError (instruction set).
         """
         started = time.perf_counter()
-        llm = cls(load_model(path or DEFAULT_MODEL, threads or usable_cores(), context, progress))
+        llm = cls(load_model(Path(path or DEFAULT_MODEL), threads or usable_cores(), context, progress))
         llm.stats.load_s = time.perf_counter() - started
         return llm
 

@@ -46,7 +46,8 @@ def load_model(path: str | Path, threads: int, context: int | None, progress: Pr
     factors = file.tensors["rope_freqs"].read() if "rope_freqs" in file.tensors else None
     assert not isinstance(factors, QTensor)
     room = context or min(config.max_context, DEFAULT_CONTEXT)
-    return Model(file, config, tokenizer, weights, Transformer(config, weights, Workers(threads), room, factors=factors))
+    transformer = Transformer(config, weights, Workers(threads), room, factors=factors)
+    return Model(file, config, tokenizer, weights, transformer)
 
 
 @dataclass(frozen=True)
