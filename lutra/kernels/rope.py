@@ -7,7 +7,7 @@ keys and values into the cache of one layer.  One task is one row and one key/va
 Cache layout, C = context padded to 16, D = head_dim:
     keys     [kv_heads, C / 16, D, 16]       sixteen positions lie side by side, as attention's lanes
     values   [kv_heads, C, D padded to 16]
-in f32, or f16 rounded to even on the way in.
+in f32, or f16: rounded to even on the way in, and held at +-65504 so that a cache never holds infinity.
 
 Source    Su et al., RoFormer, arXiv 2104.09864; Qwen3 technical report, arXiv 2505.09388 (norm of q and k)
 """
@@ -26,6 +26,8 @@ from lutra.compiler.language import (
     i64,
     load,
     loop,
+    maximum,
+    minimum,
     reduce_add,
     shuffle,
     splat,
@@ -40,6 +42,7 @@ from lutra.kernels.buffers import aligned
 from lutra.kernels.norm import rms_norm_spec
 
 BLOCK = 16  # positions side by side in the key cache
+_F16_LIMIT = 65504.0  # largest finite f16
 
 
 def allocate_cache(kv_heads: int, context: int, head_dim: int, dtype: str = "f16") -> tuple[np.ndarray, np.ndarray]:
@@ -87,8 +90,9 @@ def rope_store_spec(
     if q_norm is not None and k_norm is not None:
         q, k = head_norm_spec(q, q_norm, eps), head_norm_spec(k, k_norm, eps)
     qkv[:, : heads * head_dim] = rotate_spec(q, cos[rows], sin[rows]).reshape(m, -1)
-    keys[:, rows // BLOCK, :, rows % BLOCK] = rotate_spec(k, cos[rows], sin[rows])
-    values[:, rows, :head_dim] = v.swapaxes(0, 1)
+    limit = np.float32(_F16_LIMIT if keys.dtype == np.float16 else np.inf)
+    keys[:, rows // BLOCK, :, rows % BLOCK] = rotate_spec(k, cos[rows], sin[rows]).clip(-limit, limit)
+    values[:, rows, :head_dim] = v.swapaxes(0, 1).clip(-limit, limit)
 
 
 def head_norm_spec(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -136,14 +140,14 @@ def _make(cache: DType) -> Kernel:
         at = first + (kv + heads) * head_dim
         column = ((kv * blocks + position // BLOCK) * head_dim) * BLOCK + position % BLOCK
         for start, rotated in _rotate(qkv, at, cos, sin, table, k_norm if qk_norm else None, head_dim, eps):
-            narrow = convert(rotated, cache)
+            narrow = _narrow(rotated, cache)
             for lane in range(rotated.type.lanes):
                 store(keys, column + (start + lane) * BLOCK, extract(narrow, lane))
 
         at = first + (kv + heads + kv_heads) * head_dim
         target = (kv * (blocks * BLOCK) + position) * padded(head_dim)
         for start, lanes in chunks(head_dim):
-            store(values, target + start, convert(load(qkv, at + start, lanes), cache))
+            store(values, target + start, _narrow(load(qkv, at + start, lanes), cache))
 
     return rope_store
 
@@ -156,6 +160,11 @@ def chunks(head_dim: int) -> list[tuple[int, int]]:
 def padded(head_dim: int) -> int:
     """Elements a position takes in the value cache."""
     return -(-head_dim // NUM_LANES) * NUM_LANES
+
+
+def _narrow(v: Value, cache: DType) -> Value:
+    """What the cache holds of f32 numbers."""
+    return v if cache == f32 else convert(minimum(maximum(v, -_F16_LIMIT), _F16_LIMIT), cache)
 
 
 def _rotate(

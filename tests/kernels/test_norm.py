@@ -77,16 +77,12 @@ def test_rms_norm_is_close_to_float64():
 @pytest.mark.parametrize("per_group", [False, True])
 @pytest.mark.parametrize("group", [0, 16, 32, 64, 128, 256])
 def test_quantize_equals_the_integer_specification(group, per_group, isa):
-    for width in (33, 96, 100, 520):
-        for with_norm in (False, True):
-            x, weight = make(2, width, stride=1024, seed=width)
-            out = activations.allocate(2, width, grouped(group, per_group), with_tables=width == 100)
-            step = norm.bind_quantize(
-                x, out, state(2), width=width, weight=weight if with_norm else None, eps=EPS, isa=isa
-            )
-            step.launch.run(0, step.count(2))
-            y = norm.rms_norm_spec(x[:, :width], weight, EPS) if with_norm else x[:, :width]
-            expect(y, out, group, per_group)
+    for width, with_norm in ((33, False), (96, True), (100, True), (520, False)):
+        x, weight = make(2, width, stride=1024, seed=width)
+        out = activations.allocate(2, width, grouped(group, per_group), with_tables=width == 100 and group == 32)
+        step = norm.bind_quantize(x, out, state(2), width=width, weight=weight if with_norm else None, eps=EPS, isa=isa)
+        step.launch.run(0, step.count(2))
+        expect(norm.rms_norm_spec(x[:, :width], weight, EPS) if with_norm else x[:, :width], out, group, per_group)
 
 
 @pytest.mark.parametrize("group, per_group", [(0, False), (32, True), (64, False), (128, True)])

@@ -91,6 +91,13 @@ def test_chunks_of_a_prompt_fill_the_same_cache():
         assert a.tobytes() == b.tobytes()
 
 
+def test_numbers_beyond_f16_stay_finite():
+    qkv, keys, values = make(1, 1, 1, 8, "f16")
+    qkv[0, 8:24] = [1e6, -1e6, 65519, 1, 0, 0, 0, 0] * 2
+    run(qkv, keys, values, 0, heads=1)
+    assert keys[0, 0, :4, 0].tolist() == values[0, 0, :4].tolist() == [65504, -65504, 65504, 1]
+
+
 def test_bad_requests_say_what_was_expected():
     qkv, keys, values = make(1, 4, 2, 64)
     with pytest.raises(KernelError, match="multiple of kv_heads"):
