@@ -94,15 +94,22 @@ def _llvm_version() -> str:
 def load(name: str, digest: str, target: Target) -> Compiled | None:
     """Link a cached object, or None when there is no whole one."""
     folder = cache_folder() / f"{name}-{target.isa}-{digest}"
+    code = _read_object(folder)
+    if code is None:
+        return None
+    symbol = f"{name}_{target.isa}_{digest}"
+    return Compiled(symbol, _link(symbol, code), folder, target.isa)
+
+
+def _read_object(folder: Path) -> bytes | None:
+    """The object of a cache folder if it is the one that meta.json describes."""
     try:
         code = (folder / _OBJECT).read_bytes()
         meta = json.loads((folder / STAGES["meta"]).read_text())
     except (OSError, ValueError):
         return None
-    if not isinstance(meta, dict) or meta.get("object_sha256") != hashlib.sha256(code).hexdigest():
-        return None
-    symbol = f"{name}_{target.isa}_{digest}"
-    return Compiled(symbol, _link(symbol, code), folder, target.isa)
+    is_whole = isinstance(meta, dict) and meta.get("object_sha256") == hashlib.sha256(code).hexdigest()
+    return code if is_whole else None
 
 
 def build(function: Function, digest: str, target: Target) -> Compiled:
@@ -146,14 +153,9 @@ def _store(folder: Path, files: dict[str, bytes]) -> None:
     staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
     for name, body in files.items():
         (staging / name).write_bytes(body)
-    if folder.exists():
-        for name in files:
-            os.replace(staging / name, folder / name)
-        staging.rmdir()
-        return
     try:
         staging.rename(folder)
-    except OSError:  # somebody else has just put the same kernel there
+    except OSError:  # the folder is there: damaged, or just made by another process
         for name in files:
             os.replace(staging / name, folder / name)
         staging.rmdir()
@@ -213,9 +215,16 @@ def _link(symbol: str, code: bytes) -> int:
 
 
 def link_text(text: str, symbols: tuple[str, ...]) -> dict[str, int]:
-    """Compile a hand-written LLVM module for the baseline CPU and return the addresses of its functions."""
-    module = llvm.parse_assembly(text)
-    module.verify()
-    machine = _target_machine(Target("portable", "", frozenset()))
-    _optimise(module, machine)
-    return _linker().link(symbols, machine.emit_object(module))
+    """Compile a hand-written LLVM module for the baseline CPU, or take it from the cache; the functions' addresses."""
+    digest = hashlib.sha256((text + _llvm_version()).encode()).hexdigest()
+    folder = cache_folder() / f".runtime-{digest[:16]}"
+    code = _read_object(folder)
+    if code is None:
+        machine = _target_machine(Target("portable", "", frozenset()))
+        module = llvm.parse_assembly(text)
+        module.verify()
+        _optimise(module, machine)
+        code = machine.emit_object(module)
+        meta = json.dumps({"object_sha256": hashlib.sha256(code).hexdigest()})
+        _store(folder, {STAGES["llvm"]: text.encode(), STAGES["meta"]: meta.encode(), _OBJECT: code})
+    return _linker().link(symbols, code)

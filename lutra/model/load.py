@@ -134,7 +134,7 @@ def _layer(reader: Reader, prefix: str) -> LayerWeights:
         q_norm=reader.optional(prefix + "q_norm", c.head_dim, c.qk_norm),
         k_norm=reader.optional(prefix + "k_norm", c.head_dim, c.qk_norm),
         attn_sub_norm=reader.optional(prefix + "attn_sub_norm", queries, c.attn_sub_norm),
-        o=tile(reader.matrix(prefix + "o", c.hidden_size, queries)),
+        o=tile(reader.matrix(prefix + "o", c.hidden_size, queries), reader.optional(prefix + "o.bias", c.hidden_size, False)),
         ffn_norm=reader.vector(prefix + "ffn_norm", c.hidden_size),
         gate_up=gated(gate, up),
         ffn_sub_norm=reader.optional(prefix + "ffn_sub_norm", c.ffn_size, c.ffn_sub_norm),
