@@ -127,6 +127,7 @@ def _layer(reader: Reader, prefix: str) -> LayerWeights:
     widths = {"q": queries, "k": keys, "v": keys}
     qkv = [reader.matrix(prefix + name, width, c.hidden_size) for name, width in widths.items()]
     biases = [reader.optional(f"{prefix}{name}.bias", width, c.qkv_bias) for name, width in widths.items()]
+    o_bias = reader.optional(prefix + "o.bias", c.hidden_size, False)
     gate, up = (reader.matrix(prefix + name, c.ffn_size, c.hidden_size) for name in ("gate", "up"))
     return LayerWeights(
         attn_norm=reader.vector(prefix + "attn_norm", c.hidden_size),
@@ -134,7 +135,7 @@ def _layer(reader: Reader, prefix: str) -> LayerWeights:
         q_norm=reader.optional(prefix + "q_norm", c.head_dim, c.qk_norm),
         k_norm=reader.optional(prefix + "k_norm", c.head_dim, c.qk_norm),
         attn_sub_norm=reader.optional(prefix + "attn_sub_norm", queries, c.attn_sub_norm),
-        o=tile(reader.matrix(prefix + "o", c.hidden_size, queries), reader.optional(prefix + "o.bias", c.hidden_size, False)),
+        o=tile(reader.matrix(prefix + "o", c.hidden_size, queries), o_bias),
         ffn_norm=reader.vector(prefix + "ffn_norm", c.hidden_size),
         gate_up=gated(gate, up),
         ffn_sub_norm=reader.optional(prefix + "ffn_sub_norm", c.ffn_size, c.ffn_sub_norm),
