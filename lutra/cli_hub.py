@@ -1,5 +1,6 @@
 """Models by name from the Hugging Face hub, fetched once and kept in its cache."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,12 @@ def download(repo: str, patterns: list[str], ignore: list[str] | None) -> str:
     console = Console(stderr=True)
     percentage = TextColumn("{task.percentage:>3.0f} %")
     columns = TextColumn("{task.description}"), BarColumn(), percentage, TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    progress = Progress(*columns, console=console, transient=True)
 
-        class Bar(RichBar):
-            rich_progress = progress
+    class Bar(RichBar):
+        rich_progress = progress
 
+    with progress if console.is_terminal else nullcontext():
         try:
             return snapshot_download(repo, allow_patterns=patterns, ignore_patterns=ignore, tqdm_class=Bar)
         except Exception as error:  # a dozen classes of three libraries, and one thing to say of them all
