@@ -58,7 +58,7 @@ def download(repo: str, patterns: list[str], ignore: list[str] | None) -> str:
             ) from error
 
 
-class RichBar(tqdm):  # type: ignore[type-arg]
+class RichBar(tqdm):
     """A tqdm bar that shows itself as a row of a rich Progress."""
 
     rich_progress: Progress
