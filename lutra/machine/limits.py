@@ -1,0 +1,163 @@
+"""Measured limits of this computer: how fast memory can be read, how many int8 operations a second the CPU does.
+
+Both are measured with kernels of our own language on our own threads, because kernels of that kind are compared with
+them.  Other programs' work lowers every number: measure beside what you compare.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from lutra import __version__
+from lutra.compiler import jit
+from lutra.compiler.kernel import kernel
+from lutra.compiler.language import Pointer, const, dot4, i8, i32, i64, load, loop, prefetch, store, u8, var
+from lutra.compiler.launch import Program, Step, Workers
+from lutra.machine.system import caches, cpu_name, isa, usable_cores
+
+BLOCK_BYTES = 1 << 18  # read by one task
+TURN_BYTES = 512  # read in one turn of its loop
+PREFETCH_BYTES = (4096, 16384)  # distances tried; which is better depends on the machine
+SMALLEST_BUFFER, LARGEST_BUFFER = 64 << 20, 1 << 30
+TURNS = 1 << 14  # of the int8 loop, in one task
+SIDES = {"avx512": 4}  # side * side sums of 16 lanes, as many as the registers hold
+NARROW_SIDE = 2
+
+
+@kernel
+def read_bytes(data: Pointer[u8], out: Pointer[u8], task: i64, *, prefetch_bytes):
+    """Fold one block of memory into 64 bytes."""
+    parts = [var(const(0, u8, 64)) for _ in range(TURN_BYTES // 64)]
+    for at in loop(task * BLOCK_BYTES, (task + 1) * BLOCK_BYTES, TURN_BYTES):
+        for i, part in enumerate(parts):
+            prefetch(data, at + (i * 64 + prefetch_bytes))
+            part.set(part.get() ^ load(data, at + i * 64, 64))
+    total = parts[0].get()
+    for part in parts[1:]:
+        total = total ^ part.get()
+    store(out, task * 64, total)
+
+
+@kernel
+def multiply_bytes(a: Pointer[u8], b: Pointer[i8], out: Pointer[i32], task: i64, *, side):
+    """TURNS times side * side dot products; the operands move through 1 KiB, so that no product can be reused."""
+    acc = [[var(const(0, i32, 16)) for _ in range(side)] for _ in range(side)]
+    for turn in loop(0, TURNS):
+        at = (turn & 3) * (side * 64)
+        left = [load(a, at + i * 64, 64) for i in range(side)]
+        right = [load(b, at + i * 64, 64) for i in range(side)]
+        for i in range(side):
+            for j in range(side):
+                acc[i][j].set(dot4(acc[i][j], left[i], right[j], bound=127))
+    total = const(0, i32, 16)
+    for row in acc:
+        for part in row:
+            total = total + part.get()
+    store(out, task * 16, total)
+
+
+@dataclass(frozen=True)
+class Roof:
+    """Measured limits, on one thread and on all: 1e9 bytes read, 1e9 int8 operations (two a multiply-add) a second."""
+
+    cores: int
+    gb_per_s_one: float
+    gb_per_s: float
+    int8_gops_one: float
+    int8_gops: float
+
+
+def read_gb_per_s(threads: int, repeats: int = 5) -> float:
+    """Best rate at which `threads` threads read memory that no cache holds, in 1e9 bytes a second."""
+    data = _buffer()
+    tasks = data.size // BLOCK_BYTES
+    args = {"data": data, "out": np.zeros(tasks * 64, np.uint8)}
+    launches = [read_bytes.bind(args, prefetch_bytes=distance) for distance in PREFETCH_BYTES]
+    return data.size / 1e9 / min(_best_s(Step(launch, tasks, 0), threads, repeats) for launch in launches)
+
+
+def int8_gops(threads: int, repeats: int = 5) -> float:
+    """Best rate of int8 operations on `threads` threads, in 1e9 a second."""
+    side, tasks = SIDES.get(isa(), NARROW_SIDE), 8 * threads
+    rng = np.random.default_rng(0)
+    args = {
+        "a": rng.integers(0, 128, 1024, dtype=np.uint8),
+        "b": rng.integers(-127, 128, 1024, dtype=np.int8),
+        "out": np.zeros(tasks * 16, np.int32),
+    }
+    operations = 2 * 64 * side * side * TURNS * tasks
+    return operations / 1e9 / _best_s(Step(multiply_bytes.bind(args, side=side), tasks, 0), threads, repeats)
+
+
+def _best_s(step: Step, threads: int, repeats: int) -> float:
+    """Shortest wall time of one run."""
+    workers, program, best = _workers(threads), Program([step]), float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        workers.run(program, 0)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+@cache
+def _workers(threads: int) -> Workers:
+    return Workers(threads)
+
+
+@cache
+def _buffer() -> np.ndarray:
+    """Four times the last cache and at least 256 MiB, but no more than a quarter of the free memory."""
+    wanted = max(4 * max(cache.size_bytes for cache in caches()), 256 << 20)
+    size = max(min(wanted, LARGEST_BUFFER, _free_bytes() // 4), SMALLEST_BUFFER)
+    return np.full(size // BLOCK_BYTES * BLOCK_BYTES, 1, np.uint8)
+
+
+def _free_bytes() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return LARGEST_BUFFER
+
+
+def measure() -> Roof:
+    """Measure all limits now, in about a second, and remember them for `roof`."""
+    cores = usable_cores()
+    one = read_gb_per_s(1), int8_gops(1)
+    every = (read_gb_per_s(cores), int8_gops(cores)) if cores > 1 else one
+    measured = Roof(cores, one[0], max(one[0], every[0]), one[1], max(one[1], every[1]))
+    _write({**_read(), _key(): asdict(measured)})
+    return measured
+
+
+def roof() -> Roof:
+    """The limits measured last for this CPU, number of cores, instruction set and version of lutra; or measured now."""
+    try:
+        return Roof(**_read()[_key()])
+    except (KeyError, TypeError):
+        return measure()
+
+
+def _key() -> str:
+    return f"{cpu_name()}, {usable_cores()} cores, {isa()}, lutra {__version__}"
+
+
+def _read() -> dict[str, Any]:
+    try:
+        known = json.loads((jit.cache_folder() / "roof.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write(known: dict[str, Any]) -> None:
+    path = jit.cache_folder() / "roof.json"
+    staging = path.with_suffix(f".{os.getpid()}")
+    staging.write_text(json.dumps(known, indent=1))
+    staging.replace(path)
