@@ -26,7 +26,11 @@ DEFAULT_MODEL = Path(__file__).parent.parent / "models" / "stories"
 
 @dataclass
 class Stats:
-    """What the last generation took.  Times in seconds; the first token belongs to prefill."""
+    """What the last generation took.
+
+    Times in seconds of computing and sampling, without what the reader of the text does in between; the first token
+    belongs to prefill.  An end token counts as generated.
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -35,6 +39,14 @@ class Stats:
     decode_s: float = 0.0
     first_token_s: float = 0.0
     load_s: float = 0.0
+
+    def count(self, step_s: float) -> None:
+        """Add one token that took `step_s`."""
+        self.generated_tokens += 1
+        if self.generated_tokens == 1:
+            self.prefill_s = self.first_token_s = step_s
+        else:
+            self.decode_s += step_s
 
 
 class LLM:
@@ -67,7 +79,11 @@ class LLM:
         return llm
 
     def stream(self, prompt: str, params: SamplingParams | None = None) -> Iterator[str]:
-        """Continue a text; yields pieces of text as they are ready."""
+        """Continue a text; yields pieces of text as they are ready.
+
+        params   default: SamplingParams()
+        Raises CapacityError for a prompt longer than the context, with the first piece.
+        """
         return self._generate(self.tokenizer.encode(prompt), params or SamplingParams())
 
     def chat(self, messages: list[dict[str, str]], params: SamplingParams | None = None) -> Iterator[str]:
@@ -85,17 +101,13 @@ class LLM:
         """Continue token ids until an end token (not yielded), max_tokens or the context's end."""
         self._check_room(prompt)
         stats = self.stats = Stats(prompt_tokens=len(prompt), load_s=self.stats.load_s)
-        started = time.perf_counter()
         stats.cached_tokens = self.sequence.restart(prompt)
         rng = make_rng(params.seed)
         for _ in range(min(params.max_tokens, self.transformer.context - len(prompt) + 1)):
+            started = time.perf_counter()
             logits = run_pending(self.transformer, self.sequence)
             token = sample(logits, params, rng, self.sequence.tokens)
-            now = time.perf_counter()
-            if stats.generated_tokens == 0:
-                stats.prefill_s = stats.first_token_s = now - started
-            stats.generated_tokens += 1
-            stats.decode_s = now - started - stats.prefill_s
+            stats.count(time.perf_counter() - started)
             if token in self.tokenizer.eos_ids and not params.ignore_eos:
                 return
             self.sequence.tokens.append(token)
@@ -123,10 +135,14 @@ class LLM:
             )
 
     def perplexity(self, text: str, context: int | None = None) -> float:
-        """Perplexity of a text in windows of `context` tokens (default: all this model has room for)."""
+        """Perplexity of a text in windows of `context` tokens (default: all that was made room for).
+
+        Raises RequestError for a text too short to score.
+        """
         window = context or self.transformer.context
         tokens = self.tokenizer.encode(text, add_bos=False)
-        return perplexity.perplexity(self.transformer.scorer(window), tokens, self.tokenizer.bos_id, window)
+        bos_id = self.tokenizer.bos_id if self.tokenizer.add_bos else None
+        return perplexity.perplexity(self.transformer.scorer(window), tokens, bos_id, window)
 
     def describe(self) -> str:
         """The model in words: sizes, and how each tensor is stored and computed."""

@@ -1,7 +1,7 @@
 """How well a model expects a text: exp of the mean negative log-likelihood of its tokens.
 
-Protocol: the text is cut into windows of `context` tokens that do not overlap; each starts anew with the BOS token
-(if the model has one) in place of its first token's history, and every token after the first of a window is scored.
+Protocol: the text is cut into windows that do not overlap, of `context` tokens or one less and the BOS token in
+front (if the model wants one); each is read anew, and every token after the first of a window is scored.
 """
 
 from __future__ import annotations
@@ -29,12 +29,17 @@ def negative_log_likelihoods(transformer: Transformer, window: Sequence[int]) ->
 
 
 def perplexity(transformer: Transformer, tokens: Sequence[int], bos_id: int | None, context: int) -> float:
-    """Perplexity of `tokens` (without BOS).  Raises RequestError when there is nothing to score."""
-    room = context - (bos_id is not None)
+    """Perplexity of `tokens` (without BOS); bos_id None where windows begin without.
+
+    Raises RequestError when there is nothing to score: a window or a text of fewer than two tokens.
+    """
+    if context < 2:
+        raise RequestError(f"expected windows of at least 2 tokens to measure perplexity, got {context}; change --ctx")
+    begin = [] if bos_id is None else [bos_id]
+    room = context - len(begin)
     scores: list[float] = []
     for start in range(0, len(tokens), room):
-        window = [*([bos_id] if bos_id is not None else []), *tokens[start : start + room]]
-        scores += negative_log_likelihoods(transformer, window)
+        scores += negative_log_likelihoods(transformer, [*begin, *tokens[start : start + room]])
     if not scores:
         raise RequestError("expected a text of at least two tokens to measure perplexity on; give a longer one")
     return math.exp(math.fsum(scores) / len(scores))

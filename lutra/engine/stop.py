@@ -4,7 +4,11 @@ from __future__ import annotations
 
 
 class StopText:
-    """Passes text on until one of `stops` appears; what could still become one is kept back."""
+    """Passes text on until one of `stops` is complete; what could still become one is kept back.
+
+    The stop that ends first counts, and of several that end together the longest: how the text is cut into pieces
+    does not matter.
+    """
 
     def __init__(self, stops: tuple[str, ...]):
         self.stops = stops
@@ -16,14 +20,19 @@ class StopText:
         if self.is_over:
             return ""
         self.held += text
-        found = [place for stop in self.stops if (place := self.held.find(stop)) >= 0]
-        if found:
-            self.is_over = True
-            ready, self.held = self.held[: min(found)], ""
-            return ready
-        keep = max((n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n])), default=0)
-        ready, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
-        return ready
+        found = [(at + len(stop), at) for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        self.is_over = bool(found)
+        ready = min(found)[1] if found else len(self.held) - self._num_kept()
+        text, self.held = self.held[:ready], "" if found else self.held[ready:]
+        return text
+
+    def _num_kept(self) -> int:
+        """Characters at the end of `held` that some stop begins with."""
+        lengths = [
+            next((n for n in range(min(len(stop) - 1, len(self.held)), 0, -1) if self.held.endswith(stop[:n])), 0)
+            for stop in self.stops
+        ]
+        return max(lengths, default=0)
 
     def finish(self) -> str:
         """The text ended: what was kept back was no stop."""

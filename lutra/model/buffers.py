@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from lutra.errors import CapacityError
@@ -12,6 +14,7 @@ from lutra.model.rope import rope_frequencies
 
 ROW_BLOCK = 16  # rows are padded to this, so that kernels may compute whole blocks
 COLUMN_BLOCK = 64
+_ANGLE_BLOCK = 4096  # positions whose angles are computed at a time, in float64
 
 # Fields of `state`, an int64 vector every row-dependent kernel reads.
 NUM_ROWS, POSITION, HEAD_ROW, NUM_HEAD_ROWS = 0, 1, 2, 3
@@ -45,13 +48,8 @@ class Buffers:
         self.attended = self._matrix(heads * width)
         self.gated = self._matrix(config.ffn_size)
         self.logits = aligned((round_up(head_rows, ROW_BLOCK), _columns(config.vocab_size)), np.float32)
-        try:
-            cache = [rope.allocate_cache(kv_heads, context, width) for _ in range(config.num_layers)]
-        except MemoryError:
-            raise CapacityError(f"no memory for a context of {context} tokens; ask for less with --ctx") from None
-        self.keys, self.values = [keys for keys, _ in cache], [values for _, values in cache]
-        angles = np.arange(self.context)[:, None] * rope_frequencies(config, factors)  # [context, head_dim / 2]
-        self.cos, self.sin = _aligned_copy(np.cos(angles)), _aligned_copy(np.sin(angles))
+        self.keys, self.values = _allocate_cache(config, context)
+        self.cos, self.sin = _rotations(self.context, rope_frequencies(config, factors))
 
     def _matrix(self, width: int) -> np.ndarray:
         return aligned((self.rows, _columns(width)), np.float32)
@@ -62,7 +60,38 @@ def _columns(width: int) -> int:
     return round_up(width, 256) + COLUMN_BLOCK
 
 
-def _aligned_copy(values: np.ndarray) -> np.ndarray:
-    out = aligned(values.shape, np.float32)
-    out[:] = values
-    return out
+def _allocate_cache(config: ModelConfig, context: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Keys and values of every layer.  Raises CapacityError when the machine has not that much memory."""
+    position_bytes = config.num_layers * config.num_kv_heads * config.head_dim * 2 * 2  # keys and values, f16
+    needed, memory = context * position_bytes, _memory_bytes()
+    try:
+        if memory is not None and needed > memory:
+            raise MemoryError
+        layers = [
+            rope.allocate_cache(config.num_kv_heads, context, config.head_dim) for _ in range(config.num_layers)
+        ]
+    except MemoryError:
+        got = "less" if memory is None else f"{memory / 1e9:.1f} GB"
+        raise CapacityError(
+            f"expected {needed / 1e9:.1f} GB of memory for a context of {context} tokens, got {got}; "
+            "ask for less with --ctx"
+        ) from None
+    return [keys for keys, _ in layers], [values for _, values in layers]
+
+
+def _memory_bytes() -> int | None:
+    """Bytes of memory this machine has, None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _rotations(positions: int, frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of every position, f32 [positions, head_dim / 2]."""
+    cos, sin = (aligned((positions, len(frequencies)), np.float32) for _ in range(2))
+    for start in range(0, positions, _ANGLE_BLOCK):
+        rows = slice(start, start + _ANGLE_BLOCK)
+        angles = np.arange(positions)[rows, None] * frequencies
+        cos[rows], sin[rows] = np.cos(angles), np.sin(angles)
+    return cos, sin

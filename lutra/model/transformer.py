@@ -78,9 +78,10 @@ class Transformer:
         return self.buffers.logits[0, : self.config.vocab_size]
 
     def prefill(self, tokens: Sequence[int], position: int) -> np.ndarray:
-        """Run tokens that start at `position`; return the logits after the last, f32 [vocab]."""
+        """Run tokens that start at `position`; return the logits after the last, f32 [vocab] (until the next call)."""
         if len(tokens) == 1:
             return self.decode(tokens[0], position)
+        self._check(tokens, position)
         for start in range(0, len(tokens), self.chunk):
             piece = tokens[start : start + self.chunk]
             self._enter(piece, position + start)
@@ -88,24 +89,36 @@ class Transformer:
         return self._logits(len(piece) - 1, 1)[0]
 
     def score(self, tokens: Sequence[int], position: int) -> np.ndarray:
-        """Run at most a chunk of tokens; return the logits after each, f32 [len(tokens), vocab]."""
+        """Run at most a chunk of tokens; return the logits after each, f32 [len(tokens), vocab] (until the next call).
+
+        Needs all_logits.
+        """
+        assert len(tokens) <= self.buffers.head_rows
         self._enter(tokens, position)
         self._prefill.run(self.workers, len(tokens))
         return self._logits(0, len(tokens))
 
     def _enter(self, tokens: Sequence[int], position: int) -> None:
-        if not tokens or len(tokens) > self.chunk:
-            raise RequestError(f"expected 1 to {self.chunk} tokens at once, got {len(tokens)}")
+        self._check(tokens, position)
+        self.buffers.tokens[: len(tokens)] = tokens
+        self.buffers.state[NUM_ROWS], self.buffers.state[POSITION] = len(tokens), position
+
+    def _check(self, tokens: Sequence[int], position: int) -> None:
+        """Refuse what the cache has no room for, and ids that the embedding has no row for."""
+        if not tokens:
+            raise RequestError("expected at least one token, got none; write something")
         if position + len(tokens) > self.context:
             raise CapacityError(
                 f"expected at most {self.context} tokens of context, got {position + len(tokens)}; "
                 "shorten the prompt or make more room with --ctx"
             )
-        ids = np.asarray(tokens, np.int64)
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            raise RequestError(f"expected token ids below {self.config.vocab_size}, got {int(ids.max())}")
-        self.buffers.tokens[: len(ids)] = ids
-        self.buffers.state[NUM_ROWS], self.buffers.state[POSITION] = len(ids), position
+        vocabulary = self.config.vocab_size
+        outside = next((token for token in tokens if not 0 <= token < vocabulary), None)
+        if outside is not None:
+            raise RequestError(
+                f"expected token ids below {vocabulary}, the rows of the embedding, got {outside}; "
+                "this tokenizer belongs to another model"
+            )
 
     def _logits(self, first: int, count: int) -> np.ndarray:
         self._choose_head_rows(first, count)
