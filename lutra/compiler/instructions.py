@@ -99,6 +99,7 @@ MEANING: dict[str, Callable[..., Array]] = {
 }
 
 _X86_512 = frozenset({"avx512bw"})
+_NEON, _DOTPROD = frozenset({"neon"}), frozenset({"dotprod"})
 
 INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
     **{name: (Instruction(lower.arithmetic),) for name in lower.ARITHMETIC},
@@ -117,6 +118,7 @@ INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
     "reduce_max": (Instruction(lower.reduction),),
     "convert": (
         Instruction(lower.convert_half_native, frozenset({"f16c"}), lower.is_half_conversion),
+        Instruction(lower.convert_half_native, _NEON, lower.is_half_conversion),
         Instruction(lower.convert),
     ),
     # 64 products and 16 sums in one instruction; AVX-VNNI has the 32-product form
@@ -127,11 +129,18 @@ INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
         # maddubs adds two products in 16 bits
         Instruction(lower.dot4_maddubs, frozenset({"avx2"}), lambda op: _lanes(op) % 8 == 0 and _pairs_fit_16_bits(op)),
         Instruction(lower.dot4_madd, frozenset({"avx2"}), lambda op: _lanes(op) % 8 == 0),
+        # ARM: 16 products and 4 sums; usdot takes our operands as they are, sdot and smull want both signed
+        Instruction(lower.dot4_usdot, frozenset({"i8mm"}), lambda op: _lanes(op) % 4 == 0),
+        Instruction(lower.dot4_sdot, _DOTPROD, lambda op: _lanes(op) % 4 == 0 and _is_signed_byte(op)),
+        Instruction(lower.dot4_sdot_minus_128, _DOTPROD, lambda op: _lanes(op) % 4 == 0),
+        Instruction(lower.dot4_smull, _NEON, lambda op: _lanes(op) % 4 == 0 and _is_signed_byte(op)),
+        Instruction(lower.dot4_smull_minus_128, _NEON, lambda op: _lanes(op) % 4 == 0),
         Instruction(lower.dot4_plain),
     ),
     "lookup": (
         Instruction(lower.lookup_pshufb512, _X86_512, lambda op: _lanes(op) % 64 == 0),
         Instruction(lower.lookup_pshufb256, frozenset({"avx2"}), lambda op: _lanes(op) % 32 == 0),
+        Instruction(lower.lookup_tbl, _NEON, lambda op: _lanes(op) % 16 == 0),
         Instruction(lower.lookup_plain),
     ),
 }
@@ -144,6 +153,10 @@ def _lanes(op: Op) -> int:
 
 def _pairs_fit_16_bits(op: Op) -> bool:
     return int(2 * op.attributes["bound"] * op.attributes["signed_bound"]) < 2**15
+
+
+def _is_signed_byte(op: Op) -> bool:
+    return int(op.attributes["bound"]) < 2**7
 
 
 def best(op: Op, features: frozenset[str]) -> Instruction:

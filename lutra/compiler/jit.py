@@ -22,9 +22,11 @@ import llvmlite.binding as llvm
 from lutra import debug
 from lutra.compiler import cost
 from lutra.compiler.check import check
+from lutra.compiler.codegen import native_machine, optimise
 from lutra.compiler.emit_llvm import emit
+from lutra.compiler.host import architecture
 from lutra.compiler.ir import Function, to_text
-from lutra.compiler.targets import Target
+from lutra.compiler.targets import PORTABLE, Target
 from lutra.errors import LutraError
 
 
@@ -81,6 +83,7 @@ def key(name: str, static: dict[str, Any], target: Target, kernel_folder: str) -
         sorted(static.items()),
         target.isa,
         target.llvm_features,
+        architecture(),  # two computers may share a home folder
         _llvm_version(),
         sources_digest(kernel_folder),
     ]
@@ -118,10 +121,8 @@ def build(function: Function, digest: str, target: Target) -> Compiled:
     symbol = f"{function.name}_{target.isa}_{digest}"
     text = emit(function, symbol, target)
     started = time.perf_counter()
-    machine = _target_machine(target)
-    module = llvm.parse_assembly(text)
-    module.verify()
-    _optimise(module, machine)
+    machine = native_machine(target)
+    module = optimise(text, machine)
     code, assembly = machine.emit_object(module), machine.emit_assembly(module)
     compile_ms = (time.perf_counter() - started) * 1e3
     meta = {
@@ -161,35 +162,11 @@ def _store(folder: Path, files: dict[str, bytes]) -> None:
         staging.rmdir()
 
 
-@cache
-def _target_machine(target: Target) -> llvm.TargetMachine:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    native = llvm.Target.from_default_triple()
-    # A portable kernel may use only what every CPU of this architecture has.
-    return native.create_target_machine(
-        cpu=target.cpu or ("x86-64" if "x86_64" in native.triple else "generic"),
-        features=target.llvm_features,
-        opt=3,
-        reloc="default",
-        codemodel="jitdefault",
-    )
-
-
-def _optimise(module: llvm.ModuleRef, machine: llvm.TargetMachine) -> None:
-    options = llvm.create_pipeline_tuning_options(speed_level=3)
-    options.loop_vectorization = False  # kernels say their vectors themselves
-    options.slp_vectorization = False
-    options.loop_unrolling = False
-    builder = llvm.create_pass_builder(machine, options)
-    builder.getModulePassManager().run(module, builder)
-
-
 class Linker:
     """The one engine that maps object code into this process."""
 
     def __init__(self) -> None:
-        machine = _target_machine(Target("portable", "", frozenset()))
+        machine = native_machine(PORTABLE)
         self.engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
 
     def link(self, symbols: tuple[str, ...], code: bytes) -> dict[str, int]:
@@ -216,15 +193,12 @@ def _link(symbol: str, code: bytes) -> int:
 
 def link_text(text: str, symbols: tuple[str, ...]) -> dict[str, int]:
     """Compile a hand-written LLVM module for the baseline CPU, or take it from the cache; the functions' addresses."""
-    digest = hashlib.sha256((text + _llvm_version()).encode()).hexdigest()
+    digest = hashlib.sha256((architecture() + text + _llvm_version()).encode()).hexdigest()
     folder = cache_folder() / f".runtime-{digest[:16]}"
     code = _read_object(folder)
     if code is None:
-        machine = _target_machine(Target("portable", "", frozenset()))
-        module = llvm.parse_assembly(text)
-        module.verify()
-        _optimise(module, machine)
-        code = machine.emit_object(module)
+        machine = native_machine(PORTABLE)
+        code = machine.emit_object(optimise(text, machine))
         meta = json.dumps({"object_sha256": hashlib.sha256(code).hexdigest()})
         _store(folder, {STAGES["llvm"]: text.encode(), STAGES["meta"]: meta.encode(), _OBJECT: code})
     return _linker().link(symbols, code)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ import numpy as np
 
 from lutra import debug
 from lutra.compiler import jit
+from lutra.compiler.host import architecture
 from lutra.compiler.kernel import Launch
 from lutra.errors import CapacityError
 
@@ -266,18 +266,24 @@ attributes #0 = { nounwind }
 """
 
 _FUTEX_NUMBER = {"x86_64": 202, "aarch64": 98, "riscv64": 98}
-_PAUSE = {"x86_64": "call void @llvm.x86.sse2.pause()", "AMD64": "call void @llvm.x86.sse2.pause()"}
+# The hint to a CPU that it is spinning: intrinsic, argument type, argument.  On ARM `yield` does nothing on most cores;
+# the instruction barrier waits some tens of cycles, as x86's pause does.
+_PAUSE = {"x86_64": ("llvm.x86.sse2.pause", "", ""), "aarch64": ("llvm.aarch64.isb", "i32", "15")}
+
+
+def runtime_text(machine: str) -> str:
+    """The LLVM text of the functions above for an architecture."""
+    if machine not in _PAUSE:
+        return _RUNTIME.replace("PAUSE", "fence seq_cst")
+    intrinsic, kind, argument = _PAUSE[machine]
+    call = f"call void @{intrinsic}({kind} {argument})"
+    return f"declare void @{intrinsic}({kind})\n{_RUNTIME.replace('PAUSE', call)}"
 
 
 @cache
 def _runtime() -> dict[str, int]:
     """Addresses of the functions above, compiled once a process."""
-    machine = platform.machine()
-    pause = _PAUSE.get(machine, "fence seq_cst")
-    text = _RUNTIME.replace("PAUSE", pause)
-    if "pause()" in pause:
-        text = "declare void @llvm.x86.sse2.pause()\n" + text
-    return jit.link_text(text, ("lutra_run", "lutra_worker", "lutra_wake"))
+    return jit.link_text(runtime_text(architecture()), ("lutra_run", "lutra_worker", "lutra_wake"))
 
 
 def _yield_address() -> int:
@@ -305,7 +311,7 @@ class Workers:
         fields = self._control.reshape(-1, _LINE)[:, 0]
         fields[_THREADS], fields[_SPINS] = threads, 4000
         fields[_YIELD] = _yield_address()
-        number = _FUTEX_NUMBER.get(platform.machine())
+        number = _FUTEX_NUMBER.get(architecture())
         if sys.platform == "linux" and number:
             fields[_FUTEX], fields[_SYSCALL] = number, _address(ctypes.CDLL(None).syscall)
         self._address = int(self._control.ctypes.data)

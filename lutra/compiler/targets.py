@@ -1,7 +1,7 @@
 """The instruction sets kernels can be compiled for, as rows: which CPU features each may use.
 
-`LUTRA_ISA=portable|avx2|avxvnni|avx512` forces one.  A feature the running CPU lacks is never enabled, so no kernel
-can hold an illegal instruction.
+`LUTRA_ISA=avx512|avxvnni|avx2|i8mm|dotprod|neon|portable` forces one.  A feature the running CPU lacks is never
+enabled, so no kernel can hold an illegal instruction.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import os
 from dataclasses import dataclass
 from functools import cache
 
-import llvmlite.binding as llvm
-
+from lutra.compiler.host import architecture, host_features
 from lutra.errors import LutraError
 
 _V3 = "sse3 ssse3 sse4.1 sse4.2 popcnt avx avx2 fma f16c bmi bmi2 lzcnt movbe"
+_ANY = ""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One instruction set: the LLVM CPU it starts from and the features it adds."""
+    """One instruction set: its architecture, and the features it adds to what every such CPU has."""
 
     isa: str
-    cpu: str
+    architecture: str  # LLVM's name; "" = every one
     features: frozenset[str]
 
     @property
@@ -30,29 +30,32 @@ class Target:
         return ",".join(f"+{name}" for name in sorted(self.features))
 
 
-# Widest first: the first row whose features the CPU has is the default.
+# Widest first: the first row of this architecture whose features the CPU has is the default.
 TARGETS = (
     Target(
         "avx512",
-        "x86-64",
+        "x86_64",
         frozenset(f"{_V3} avx512f avx512bw avx512cd avx512dq avx512vl avx512vnni avx512vbmi".split()),
     ),
-    Target("avxvnni", "x86-64", frozenset(f"{_V3} avxvnni".split())),
-    Target("avx2", "x86-64", frozenset(_V3.split())),
-    Target("portable", "", frozenset()),
+    Target("avxvnni", "x86_64", frozenset(f"{_V3} avxvnni".split())),
+    Target("avx2", "x86_64", frozenset(_V3.split())),
+    Target("i8mm", "aarch64", frozenset({"neon", "dotprod", "i8mm"})),
+    Target("dotprod", "aarch64", frozenset({"neon", "dotprod"})),
+    Target("neon", "aarch64", frozenset({"neon"})),
+    Target("portable", _ANY, frozenset()),
 )
+PORTABLE = TARGETS[-1]
 
 
-@cache
-def host_features() -> frozenset[str]:
-    """LLVM's names of the features this CPU and operating system offer."""
-    return frozenset(name for name, is_on in llvm.get_host_cpu_features().items() if is_on)
+def of(machine: str) -> tuple[Target, ...]:
+    """The targets of an architecture, widest first."""
+    return tuple(target for target in TARGETS if target.architecture in (machine, _ANY))
 
 
 @cache
 def available() -> tuple[Target, ...]:
     """Every target this CPU can run, widest first; `portable` always."""
-    return tuple(target for target in TARGETS if target.features <= host_features())
+    return tuple(target for target in of(architecture()) if target.features <= host_features())
 
 
 def choose(isa: str | None = None) -> Target:
@@ -65,10 +68,12 @@ def choose(isa: str | None = None) -> Target:
         return available()[0]
     known = {target.isa: target for target in TARGETS}
     if name not in known:
-        raise LutraError(
-            f"expected LUTRA_ISA to be one of {', '.join(known)}, got {name!r}; unset it to let lutra choose"
-        )
-    if known[name] not in available():
-        missing = ", ".join(sorted(known[name].features - host_features()))
-        raise LutraError(f"this CPU cannot run {name}: it lacks {missing}; use {available()[0].isa} or unset LUTRA_ISA")
-    return known[name]
+        ours = ", ".join(target.isa for target in of(architecture()))
+        raise LutraError(f"expected LUTRA_ISA to be one of {ours}, got {name!r}; unset it to let lutra choose")
+    target, use = known[name], f"use {available()[0].isa} or unset LUTRA_ISA"
+    if target not in of(architecture()):
+        raise LutraError(f"this CPU cannot run {name}: it is {architecture()}, not {target.architecture}; {use}")
+    if target not in available():
+        missing = ", ".join(sorted(target.features - host_features()))
+        raise LutraError(f"this CPU cannot run {name}: it lacks {missing}; {use}")
+    return target
