@@ -54,7 +54,10 @@ def test_likelihoods_by_hand() -> None:
     assert scores == pytest.approx([math.log(4 / 3), math.log(4)], rel=1e-6)
 
 
-@pytest.mark.parametrize(("tokens", "bos", "context"), [([], 0, 8), ([1], None, 8), ([1, 2, 3], 0, 1), ([1, 2], None, 1)])
+NOTHING = [([], 0, 8), ([1], None, 8), ([1, 2, 3], 0, 1), ([1, 2], None, 1)]
+
+
+@pytest.mark.parametrize(("tokens", "bos", "context"), NOTHING)
 def test_nothing_to_score_is_an_error(tokens: list[int], bos: int | None, context: int) -> None:
     with pytest.raises(RequestError, match="expected .* got|expected a text of at least two tokens"):
         perplexity.perplexity(Uniform(), tokens, bos, context)  # type: ignore[arg-type]
