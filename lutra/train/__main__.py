@@ -7,12 +7,15 @@ Example
 from __future__ import annotations
 
 import argparse
+import ctypes
+import os
 import sys
 from pathlib import Path
 
 from lutra.errors import LutraError
 
 TOKENS_PER_STEP = 4096
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,6 +35,19 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def settle_process() -> None:
+    """Make this process fit for training on a busy CPU; call it before torch is imported.
+
+    Waiting OpenMP threads give the core up: beside other programs, spinning made a step 2.5 times slower.  Freed memory
+    stays in the process (glibc only): handing tensors back and faulting them in again took a fifth of the time.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def run(args: argparse.Namespace) -> None:
     # torch is imported only once the arguments are known to be right
     from lutra.train import loop
@@ -49,7 +65,9 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> int:
     try:
-        run(parser().parse_args())
+        args = parser().parse_args()
+        settle_process()
+        run(args)
     except LutraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

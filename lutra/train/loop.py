@@ -29,6 +29,7 @@ from lutra.train import data
 from lutra.train.model import Decoder, DecoderConfig
 
 LONGEST_STEP_S = 10.0  # what one step may add to the active time; more means the process was stopped
+LOG_EVERY_STEPS = 50
 LOG_FIELDS = ("step", "tokens", "active_s", "learning_rate", "story_share", "train_loss", "novel_loss", "story_loss",
               "story_epoch", "tokens_per_s")
 
@@ -245,25 +246,28 @@ def train(corpus: Path, story_source: Path, out: Path, budget: Budget, config: T
     saved_s = evaluated_s = run.active_s
     losses: list[float] = []
     logged_at = run.step, run.active_s
-    while (progress := budget.progress(run.step, run.active_s)) < 1:
-        started = time.monotonic()
-        losses.append(run.take_step(progress))
-        if not math.isfinite(losses[-1]):
-            raise RequestError(f"expected a finite loss, got {losses[-1]} at step {run.step}; lower --peak-rate")
-        run.active_s += min(time.monotonic() - started, LONGEST_STEP_S)
-        if run.step % 50 == 0:
-            row = progress_row(run, progress, losses, logged_at)
-            losses, logged_at = [], (run.step, run.active_s)
-            if run.active_s - evaluated_s > evaluate_every_s:
-                evaluated_s = run.active_s
-                row["novel_loss"] = held_out_loss(run.model, text.held_out_novels[watch])
-                row["story_loss"] = held_out_loss(run.model, text.held_out_stories)
-                report(sample_text(run.model, text.tokenizer, "Once upon a time"))
-            log.write(row)
-            report(" ".join(f"{k} {v:.5g}" for k, v in row.items()))
-        if run.active_s - saved_s > save_every_s:
-            saved_s = run.active_s
-            run.save(checkpoint)
+    try:
+        while (progress := budget.progress(run.step, run.active_s)) < 1:
+            started = time.monotonic()
+            losses.append(run.take_step(progress))
+            if not math.isfinite(losses[-1]):
+                raise RequestError(f"expected a finite loss, got {losses[-1]} at step {run.step}; lower --peak-rate")
+            run.active_s += min(time.monotonic() - started, LONGEST_STEP_S)
+            if run.step % LOG_EVERY_STEPS == 0:
+                row = progress_row(run, progress, losses, logged_at)
+                losses, logged_at = [], (run.step, run.active_s)
+                if run.active_s - evaluated_s > evaluate_every_s:
+                    evaluated_s = run.active_s
+                    row["novel_loss"] = held_out_loss(run.model, text.held_out_novels[watch])
+                    row["story_loss"] = held_out_loss(run.model, text.held_out_stories)
+                    report(sample_text(run.model, text.tokenizer, "Once upon a time"))
+                log.write(row)
+                report(" ".join(f"{k} {v:.5g}" for k, v in row.items()))
+            if run.active_s - saved_s > save_every_s:
+                saved_s = run.active_s
+                run.save(checkpoint)
+    except KeyboardInterrupt:
+        report(f"interrupted at step {run.step}; continue with --resume")
     run.save(checkpoint)
     return run
 
