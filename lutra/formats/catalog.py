@@ -7,7 +7,7 @@ A name spells the axes, and only those that differ from the default:
     |        |    |     `- type of scales and mins, if not f16 for groups, f32 for rows
     |        |    `- offset: zeros or mins; or zero1: the constant taken from codes, if not the middle one
     |        `- group size; row
-    `- codes: planes1 .. planes4, ternary (a row unless a group is named), int8
+    `- codes: planes1 .. planes7, ternary (a row unless a group is named), int8
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from lutra.errors import FormatError
 from lutra.formats.format import AXES, Format
 from lutra.formats.picture import draw
 
-PLANE_BITS = (1, 2, 3, 4)
+PLANE_BITS = (1, 2, 3, 4, 5, 6, 7)
 
 
 def planes(bits: int, group_size: int, *, zero: int | None = None, scale_dtype: str | None = None, offset: str = "none",
            activation_group: int | None = None) -> Format:  # fmt: skip
-    """Codes of 1 to 4 bits on a uniform grid.
+    """Codes of 1 to 7 bits on a uniform grid.
 
     zero              default: the middle code 2**(bits - 1) if there is no offset, else 0
     scale_dtype       default: f16 for groups, f32 for rows
@@ -105,7 +105,15 @@ ROWS: tuple[Row, ...] = (
     Row(planes(4, 128, offset="zeros"), "GPTQ, arXiv 2210.17323; AWQ, arXiv 2306.00978; AutoRound, arXiv 2309.05516"),
     Row(planes(4, 256), "round to nearest, long groups"),
     Row(planes(4, 0), "round to nearest, one scale per row"),
-    Row(int8(16, scale_dtype="f32"), "GGUF Q6_K widened to bytes, its two-level scales multiplied out"),
+    Row(planes(5, 32), "GGUF Q5_0: ggml, src/ggml-common.h, block_q5_0"),
+    Row(planes(5, 32, offset="mins"), "GGUF Q5_1: ggml, src/ggml-common.h, block_q5_1"),
+    Row(planes(5, 32, offset="mins", scale_dtype="f32"), "GGUF Q5_K with its two-level scales multiplied out"),
+    Row(planes(5, 128, offset="zeros"), "GPTQModel, format gptq_p: 5 = 4 + 1 bits"),
+    Row(planes(6, 16, scale_dtype="f32"), "GGUF Q6_K with its two-level scales multiplied out"),
+    Row(planes(6, 128, offset="zeros"), "GPTQModel, format gptq_p: 6 = 4 + 2 bits"),
+    Row(planes(6, 0), "round to nearest, one scale per row"),
+    Row(planes(7, 128, offset="zeros"), "GPTQModel, format gptq_p: 7 = 4 + 2 + 1 bits"),
+    Row(planes(7, 0), "round to nearest, one scale per row"),
     Row(int8(32), "GGUF Q8_0: ggml, src/ggml-common.h, block_q8_0"),
     Row(int8(0), "round to nearest, one scale per output channel: LLM.int8(), arXiv 2208.07339, section 2.1"),
 )

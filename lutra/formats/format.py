@@ -19,7 +19,7 @@ from lutra.formats import packing
 # axis -> the values that exist.  A new value is a word here, its meaning in integer.py, and a kernel.
 AXES: dict[str, tuple[object, ...]] = {
     "storage": ("planes", "bytes"),
-    "bits": (1, 2, 3, 4, 8),
+    "bits": (1, 2, 3, 4, 5, 6, 7, 8),
     "alphabet": ("uniform", "trit"),
     "tie": ("tied",),
     "scale_kind": ("float",),
@@ -37,7 +37,7 @@ class Format:
     """A row of the catalogue.  Make one with `catalog.planes`, `catalog.ternary`, `catalog.int8` or `catalog.find`.
 
     name              "ternary", "planes4-g32-mins", ...: the axes, spelled by catalog.py
-    storage           "planes": codes of 1-4 bits, split or kept as packed words; "bytes": codes of 8 bits
+    storage           "planes": codes of 1-7 bits, split or kept as packed words; "bytes": codes of 8 bits
     bits              width of one code
     group_size        weights along K that share one scale; 0 = the whole row
     zero              constant taken from every code: 1 for ternary, 8 for symmetric 4 bits, 128 for int8

@@ -178,7 +178,7 @@ def lut_dot(tables: np.ndarray, planes: np.ndarray) -> np.ndarray:
 
 
 def group_dot_lut(xq: np.ndarray, w: QTensor) -> np.ndarray:
-    """Return what group_dot returns, by table lookup; for formats of 1 to 4 bits.
+    """Return what group_dot returns, by table lookup; for formats of 1 to 7 bits.
 
     xq       int8  [M, K]
     returns  int32 [M, N, G]

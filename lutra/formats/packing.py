@@ -7,8 +7,9 @@ one shift and one mask turn a word into 4 neighbouring codes, one in each byte, 
     4 bits, byte j:  | w[4+j] | w[j] |                        8 weights per word
     2 bits, byte j:  | w[12+j] | w[8+j] | w[4+j] | w[j] |     16 weights per word
 
-Three bits do not divide a byte.  They are stored as two fields, low two bits and high bit: per block two 2-bit words
-(weights 0-15, 16-31), then one 1-bit word (weights 0-31).  `layout` is this page as a table; the rest follows it.
+3, 5, 6 and 7 bits do not divide a byte.  Their codes are cut into fields that do, low bits first: 3 = 2 + 1, 5 = 4 + 1,
+6 = 4 + 2, 7 = 4 + 2 + 1.  So a block of 3 bits is two 2-bit words (weights 0-15, 16-31), then one 1-bit word (weights
+0-31).  `layout` is this page as a table; the rest follows it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ EACH_BYTE = 0x01010101  # times a byte: that byte in all four places of a word
 ROWS_BYTES = 1 << 18  # codes handled at a time: they and their words stay in the L2 cache
 
 # bits of a code -> widths of the fields it is cut into, low bits first
-FIELDS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}
+FIELDS = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 
 from lutra.compiler.language import Operand, Value, bitcast, load, u8
 from lutra.compiler.types import DTYPES
@@ -21,7 +23,7 @@ def take_quad(words: Sequence[Value], quad: int, bits: int) -> Value:
         for step, shift in word.lanes()
         if step == quad
     ]
-    return parts[0] if len(parts) == 1 else parts[0] | parts[1]
+    return reduce(or_, parts)
 
 
 def _field(word: Value, right: int, mask: int) -> Value:

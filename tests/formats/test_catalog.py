@@ -20,6 +20,7 @@ def test_names_by_hand():
         "planes4-g32": catalog.planes(4, 32),
         "planes4-g32-mins-f32": catalog.planes(4, 32, offset="mins", scale_dtype="f32"),
         "planes2-g64-zero1": catalog.planes(2, 64, zero=1),
+        "planes6-g16-f32": catalog.planes(6, 16, scale_dtype="f32"),
         "planes4-row": catalog.planes(4, 0),
         "planes4-row-f16": catalog.planes(4, 0, scale_dtype="f16"),
         "planes3-g64-token": catalog.planes(3, 64, activation_group=0),
@@ -46,7 +47,7 @@ def test_a_name_is_a_format_and_a_format_a_name():
     assert len({str(row) for row in axes}) == len(every)
     assert len(catalog.FORMATS) == len(catalog.ROWS)
     assert {(form.storage, form.bits) for form in catalog.FORMATS.values()} == {
-        ("planes", 1), ("planes", 2), ("planes", 3), ("planes", 4), ("bytes", 8)}  # fmt: skip
+        *(("planes", bits) for bits in range(1, 8)), ("bytes", 8)}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["planes4-g23", "Q4_0", ""])

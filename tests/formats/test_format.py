@@ -17,15 +17,18 @@ def test_sizes_by_hand():
     assert q4_0.bits_per_weight(128) == 4 + 16 / 32
     assert catalog.planes(4, 128, offset="zeros").bits_per_weight(256) == 4 + (16 + 8) / 128
     assert catalog.planes(4, 32, offset="mins", scale_dtype="f32").bits_per_weight(256) == 6
+    assert catalog.planes(6, 16, scale_dtype="f32").bits_per_weight(256) == 8
+    assert catalog.planes(7, 0).row_bytes(100) == 128 * 7 // 8
     assert catalog.ternary().bits_per_weight(2560) == 2 + 32 / 2560
     assert catalog.int8(16).num_groups(16) == 2                               # the second one is padding
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(bits=5), "format f: bits: expected one of 1, 2, 3, 4, 8, got 5; choose"),
+    (dict(bits=9), "format f: bits: expected one of 1, 2, 3, 4, 5, 6, 7, 8, got 9; choose"),
     (dict(group_size=48), "group_size: expected one of 0, 16, 32, 64, 128, 256, got 48"),
     (dict(storage="codebook"), "storage: expected one of planes, bytes, got codebook"),
     (dict(bits=8), "storage: expected bytes for 8 bits, planes for fewer, got planes"),
+    (dict(storage="bytes", bits=7), "storage: expected bytes for 8 bits, planes for fewer, got bytes"),
     (dict(zero=16), "zero: expected a code, 0 to 15, got 16"),
     (dict(zero=-1), "zero: expected a code"),
     (dict(offset="both"), "offset: expected one of none, zeros, mins, got both"),

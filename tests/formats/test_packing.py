@@ -33,6 +33,16 @@ def test_three_bits_by_hand():
     assert packed[8:12].tolist() == [1, 1 << 4, 0, 1 << 7]                    # high bit: weight 4 s + j at byte j bit s
 
 
+def test_seven_bits_by_hand():
+    codes = np.zeros((1, 32), np.uint8)
+    codes[0, 0], codes[0, 13], codes[0, 31] = 0b1_01_0011, 0b0_11_0000, 0b1_10_1111
+    packed = packing.pack(codes, 7, 32, 0)[0]
+    assert packed[0:16].tolist() == [0b0011] + [0] * 14 + [0b1111_0000]       # low four bits, 8 weights a word
+    assert packed[16:20].tolist() == [0b01, 0b11_00_00_00, 0, 0]              # the next two of weights 0-15
+    assert packed[20:24].tolist() == [0, 0, 0, 0b10_00_00_00]                 # and of weights 16-31
+    assert packed[24:28].tolist() == [1, 0, 0, 1 << 7]                        # the highest bit
+
+
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_every_bit_has_its_place(bits):
     """One weight at a time, against a loop that reads the rule aloud."""
@@ -86,8 +96,8 @@ def test_padding_covers_blocks_and_groups():
 def test_codes_that_do_not_fit():
     with pytest.raises(FormatError, match="expected codes below 4 for 2 bits, got 4"):
         packing.pack(np.array([[4]], np.uint8), 2, 32, 0)
-    with pytest.raises(FormatError, match="expected codes of 1, 2, 3, 4, 8 bits, got 5"):
-        packing.layout(5)
+    with pytest.raises(FormatError, match="expected codes of 1, 2, 3, 4, 5, 6, 7, 8 bits, got 9"):
+        packing.layout(9)
 
 
 def hf_pack(codes: np.ndarray) -> np.ndarray:

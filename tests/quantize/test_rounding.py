@@ -51,7 +51,7 @@ def test_no_level_is_nearer(form, k):
         assert (error <= np.abs(moved.dequantize() - w) + 1e-6).all()
 
 
-@pytest.mark.parametrize("bits, at_least_db", [(2, 8), (3, 14), (4, 20), (8, 42)])
+@pytest.mark.parametrize("bits, at_least_db", [(2, 8), (3, 14), (4, 20), (5, 26), (6, 32), (7, 38), (8, 42)])
 def test_more_bits_less_noise(bits, at_least_db):
     form = catalog.int8(32) if bits == 8 else catalog.planes(bits, 32, offset="mins")
     w = gauss(64, 256)
