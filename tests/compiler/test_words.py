@@ -76,13 +76,17 @@ def float_words(x: Pointer[f32], y: Pointer[f32], n: i64, eps: f32, task: i64, *
         store(y, 18 * 64 + 2, eps)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("lanes", [1, 4, 16, 32])
-def test_float_words(isa, lanes):
+def float_arguments(lanes: int) -> dict:
     rng = np.random.default_rng(lanes)
     x = rng.standard_normal(128).astype(np.float32) * 30
     x[:4] = [0.0, -0.0, 1e-40, 2.5]
-    float_words.check({"x": x, "y": np.zeros(20 * 64, np.float32), "n": 128, "eps": 0.25}, 1, isa, lanes=lanes)
+    return {"x": x, "y": np.zeros(20 * 64, np.float32), "n": 128, "eps": 0.25}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lanes", [1, 4, 16, 32])
+def test_float_words(isa, lanes):
+    float_words.check(float_arguments(lanes), 1, isa, lanes=lanes)
 
 
 @kernel
@@ -98,12 +102,15 @@ def integer_words(a: Pointer[i32], b: Pointer[i32], u: Pointer[u8], y: Pointer[i
     store(y, 19 * 16, convert((task + 7) // 2 + (task + 9) % 4, i32))
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_integer_words(isa):
+def integer_arguments() -> dict:
     rng = np.random.default_rng(1)
     a, b = (rng.integers(-(2**31) + 1, 2**31, 16).astype(np.int32) for _ in range(2))
-    args = {"a": a, "b": b, "u": rng.integers(0, 256, 16).astype(np.uint8), "y": np.zeros(400, np.int32)}
-    integer_words.check(args, 1, isa)
+    return {"a": a, "b": b, "u": rng.integers(0, 256, 16).astype(np.uint8), "y": np.zeros(400, np.int32)}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_integer_words(isa):
+    integer_words.check(integer_arguments(), 1, isa)
 
 
 @kernel
@@ -125,22 +132,24 @@ def half_words(
     store(b2, at, convert(load(x, at, lanes), bf16))
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("lanes", [1, 8, 16])
-def test_every_half_and_the_hard_floats(isa, lanes):
+def half_arguments() -> dict:
+    """Every f16 and bf16, and floats where rounding to them is hard."""
     every = np.arange(65536, dtype=np.uint16)
     rng = np.random.default_rng(2)
     x = rng.integers(0, 2**32, 65536, dtype=np.uint64).astype(np.uint32)
     ties = (np.arange(32768, dtype=np.uint32) << 12) + 0x33000000  # around f16's subnormals, normals, and their ties
     x[: ties.size] = ties
-    args = {
+    return {
         "h": every.view(np.float16), "b": every.view(ml_dtypes.bfloat16), "x": x.view(np.float32),
         "h2": np.zeros(65536, np.float16), "b2": np.zeros(65536, ml_dtypes.bfloat16), "y": np.zeros(131072, np.float32),
     }  # fmt: skip
-    half_words.run(args, 65536 // lanes, isa, lanes=lanes)
+
+
+def check_halves(args: dict) -> None:
+    """What half_words stored must be NumPy's conversions; which NaN it is does not matter."""
     with np.errstate(over="ignore", invalid="ignore"):
-        wants = (every.view(np.float16).astype(np.float32), every.view(ml_dtypes.bfloat16).astype(np.float32),
-                 x.view(np.float32).astype(np.float16), x.view(np.float32).astype(ml_dtypes.bfloat16))  # fmt: skip
+        wants = (args["h"].astype(np.float32), args["b"].astype(np.float32),
+                 args["x"].astype(np.float16), args["x"].astype(ml_dtypes.bfloat16))  # fmt: skip
     gots = (args["y"][:65536], args["y"][65536:], args["h2"], args["b2"])
     for want, got in zip(wants, gots, strict=True):
         same = (want.view(np.uint8) == got.view(np.uint8)).reshape(65536, -1).all(1)
@@ -148,30 +157,44 @@ def test_every_half_and_the_hard_floats(isa, lanes):
         assert ((got != got) == (want != want)).all()
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lanes", [1, 8, 16])
+def test_every_half_and_the_hard_floats(isa, lanes):
+    args = half_arguments()
+    half_words.run(args, 65536 // lanes, isa, lanes=lanes)
+    check_halves(args)
+
+
 @kernel
 def low_bit_words(
-    u: Pointer[u8], s: Pointer[i8], table: Pointer[u8], y: Pointer[i32], z: Pointer[u8], task: i64, *, lanes, bound
+    u: Pointer[u8], s: Pointer[i8], table: Pointer[u8], y: Pointer[i32], z: Pointer[u8], task: i64, *, lanes, bound, signed_bound
 ):
     acc = var(const(-5, i32, lanes))
     for k in loop(0, 256, 4 * lanes):
-        acc.set(dot4(acc, load(u, k, 4 * lanes), load(s, k, 4 * lanes), bound=bound))
+        left, right = load(u, k, 4 * lanes), load(s, k, 4 * lanes)
+        acc.set(dot4(acc, left, right, bound=bound, signed_bound=signed_bound))
     store(y, 0, acc)
     store(z, 0, lookup(load(table, 0, 16), load(u, 0, 4 * lanes) & 15))
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("lanes", [4, 8, 16, 32])
-@pytest.mark.parametrize("bound", [1, 15, 127, 128, 255])
-def test_low_bit_words_at_their_extremes(isa, lanes, bound):
+def low_bit_arguments(bound: int, signed_bound: int = 128) -> dict:
+    """Operands at the ends of their ranges."""
     rng = np.random.default_rng(bound)
     u = rng.integers(0, bound + 1, 256).astype(np.uint8)
-    s = rng.choice(np.array([-128, -127, 127], np.int8), 256)
+    s = rng.choice(np.array([-signed_bound, -127, 127], np.int8), 256)
     u[:128], s[:128] = bound, 127  # where 16-bit sums would overflow first
-    args = {
+    u[128:144], s[128:144] = 0, -signed_bound  # and where those of u - 128 would
+    return {
         "u": u,
         "s": s,
         "table": rng.integers(0, 256, 16).astype(np.uint8),
         "y": np.zeros(32, np.int32),
         "z": np.zeros(128, np.uint8),
     }
-    low_bit_words.check(args, 1, isa, lanes=lanes, bound=bound)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lanes", [4, 8, 16, 32])
+@pytest.mark.parametrize("bound", [1, 15, 127, 128, 255])
+def test_low_bit_words_at_their_extremes(isa, lanes, bound):
+    low_bit_words.check(low_bit_arguments(bound), 1, isa, lanes=lanes, bound=bound, signed_bound=128)

@@ -1,0 +1,56 @@
+"""Every word of the kernel language means on ARM what it means in NumPy."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from lutra.compiler.kernel import Kernel
+from tests.arm.emulator import ISAS, Emulator
+from tests.compiler.test_words import (
+    check_halves,
+    float_arguments,
+    float_words,
+    half_arguments,
+    half_words,
+    integer_arguments,
+    integer_words,
+    low_bit_arguments,
+    low_bit_words,
+)
+
+
+def check(emulator: Emulator, kernel: Kernel, args: dict, isa: str, **static) -> None:
+    """Run interpreted and emulated on copies; every buffer must be the same."""
+    want, got = copy.deepcopy(args), copy.deepcopy(args)
+    kernel.interpret(want, 1, **static)
+    emulator.run(kernel, got, 1, isa, **static)
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name], name)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lanes", [1, 4, 16])
+def test_float_words(emulator, isa, lanes):
+    check(emulator, float_words, float_arguments(lanes), isa, lanes=lanes)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_integer_words(emulator, isa):
+    check(emulator, integer_words, integer_arguments(), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lanes", [1, 16])
+def test_every_half_and_the_hard_floats(emulator, isa, lanes):
+    args = half_arguments()
+    emulator.run(half_words, args, 65536 // lanes, isa, lanes=lanes)
+    check_halves(args)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lanes", [4, 16])
+@pytest.mark.parametrize("bound, signed_bound", [(15, 127), (127, 128), (128, 127), (255, 127), (255, 128)])
+def test_low_bit_words_at_their_extremes(emulator, isa, lanes, bound, signed_bound):
+    args = low_bit_arguments(bound, signed_bound)
+    check(emulator, low_bit_words, args, isa, lanes=lanes, bound=bound, signed_bound=signed_bound)
