@@ -24,7 +24,7 @@ from lutra.machine.system import caches, cpu_name, isa, usable_cores
 
 BLOCK_BYTES = 1 << 18  # read by one task
 TURN_BYTES = 512  # read in one turn of its loop
-PREFETCH_BYTES = (4096, 16384)  # distances tried; which is better depends on the machine
+PREFETCH_BYTES = (0, 4096, 16384)  # distances tried; which is best depends on the machine, 0 leaves it to the hardware
 SMALLEST_BUFFER, LARGEST_BUFFER = 64 << 20, 1 << 30
 TURNS = 1 << 14  # of the int8 loop, in one task
 SIDES = {"avx512": 4}  # side * side sums of 16 lanes, as many as the registers hold
@@ -37,7 +37,8 @@ def read_bytes(data: Pointer[u8], out: Pointer[u8], task: i64, *, prefetch_bytes
     parts = [var(const(0, u8, 64)) for _ in range(TURN_BYTES // 64)]
     for at in loop(task * BLOCK_BYTES, (task + 1) * BLOCK_BYTES, TURN_BYTES):
         for i, part in enumerate(parts):
-            prefetch(data, at + (i * 64 + prefetch_bytes))
+            if prefetch_bytes:
+                prefetch(data, at + (i * 64 + prefetch_bytes))
             part.set(part.get() ^ load(data, at + i * 64, 64))
     total = parts[0].get()
     for part in parts[1:]:
