@@ -20,6 +20,7 @@ from lutra.formats.qtensor import QTensor
 Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # codes, scales, mins
 
 CHUNK_WEIGHTS = 1 << 24  # decoded at a time: bounds the memory beside the result to a few times 16 MiB
+ONE_BIT_SHIFTS = np.arange(8, dtype=np.uint8)[:, None]  # [8, 1]
 TWO_BIT_SHIFTS = np.array([0, 2, 4, 6], np.uint8)[:, None]  # [4, 1]
 POWERS_OF_THREE = np.array([1, 3, 9, 27, 81], np.uint8)[:, None]  # [5, 1]
 
@@ -32,6 +33,16 @@ def _f16(field: np.ndarray) -> np.ndarray:
 def _nibbles(field: np.ndarray) -> np.ndarray:
     """Spread bytes [..., B] to codes [..., 2 B]: all low nibbles, then all high ones."""
     return np.concatenate([field & 15, field >> 4], axis=-1)
+
+
+def _fields(field: np.ndarray) -> np.ndarray:
+    """Spread bytes [..., B] to 2-bit codes [..., 4, B]: the lowest field of all bytes, then the next."""
+    return field[..., None, :] >> TWO_BIT_SHIFTS & 3
+
+
+def _flags(field: np.ndarray) -> np.ndarray:
+    """Spread bytes [..., B] to bits [..., 8, B]: the lowest bit of all bytes, then the next."""
+    return field[..., None, :] >> ONE_BIT_SHIFTS & 1
 
 
 def _rows(values: np.ndarray) -> np.ndarray:
@@ -49,6 +60,22 @@ def q4_1(blocks: np.ndarray) -> Parts:
     return _rows(_nibbles(blocks[..., 4:20])), _f16(blocks[..., 0:2]), _f16(blocks[..., 2:4])
 
 
+def q5_0(blocks: np.ndarray) -> Parts:
+    """d f16 | 4 bytes: the fifth bits of the 32 weights in order | 16 bytes of nibbles as q4_0.  d * (code - 16)."""
+    return _rows(_five_bits(blocks[..., 2:22])), _f16(blocks[..., 0:2]), None
+
+
+def q5_1(blocks: np.ndarray) -> Parts:
+    """d f16 | m f16 | fifth bits and nibbles as q5_0.  d * code + m."""
+    return _rows(_five_bits(blocks[..., 4:24])), _f16(blocks[..., 0:2]), _f16(blocks[..., 2:4])
+
+
+def _five_bits(field: np.ndarray) -> np.ndarray:
+    """Put 4 bytes of fifth bits and 16 of nibbles together: [..., 20] to [..., 32]."""
+    fifth = np.unpackbits(field[..., :4], axis=-1, bitorder="little")
+    return _nibbles(field[..., 4:]) | fifth << 4
+
+
 def q8_0(blocks: np.ndarray) -> Parts:
     """d f16 | 32 x i8.  d * code; stored here with 128 added, which flips the sign bit."""
     return _rows(blocks[..., 2:34] ^ 0x80), _f16(blocks[..., 0:2]), None
@@ -57,7 +84,22 @@ def q8_0(blocks: np.ndarray) -> Parts:
 def q4_k(blocks: np.ndarray) -> Parts:
     """d f16 | dmin f16 | 12 bytes: 8 scales and 8 mins of 6 bits | 128 bytes of nibbles, per 32 bytes low then high.
 
-    d * scale[j] * code - dmin * min[j] for each 32 weights j.  Both products are exact in f32 (11 + 6 bits of 24).
+    d * scale[j] * code - dmin * min[j] for each 32 weights j.
+    """
+    scales, mins = _scales_and_mins_of_32(blocks)
+    return _rows(_nibbles(blocks[..., 16:144].reshape(*blocks.shape[:2], 4, 32))), scales, mins
+
+
+def q5_k(blocks: np.ndarray) -> Parts:
+    """d, dmin and scales as q4_k | 32 bytes: bit j of byte l is the fifth of weight 32 j + l | nibbles as q4_k."""
+    scales, mins = _scales_and_mins_of_32(blocks)
+    low = _nibbles(blocks[..., 48:176].reshape(*blocks.shape[:2], 4, 32)).reshape(*blocks.shape[:2], 8, 32)
+    return _rows(low | _flags(blocks[..., 16:48]) << 4), scales, mins
+
+
+def _scales_and_mins_of_32(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Multiply out the two levels of q4_k and q5_k: f32 [N, K/32] each.  Products are exact (11 + 6 bits of 24).
+
     bytes 0-3   | scale 4+j high 2 | scale j      |      bytes 4-7   | min 4+j high 2 | min j |
     bytes 8-11  | min 4+j low 4    | scale 4+j low 4 |
     """
@@ -67,8 +109,32 @@ def q4_k(blocks: np.ndarray) -> Parts:
     least = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], axis=-1)
     d = _f16(blocks[..., 0:2]).astype(np.float32)[..., None]
     dmin = _f16(blocks[..., 2:4]).astype(np.float32)[..., None]
-    codes = _nibbles(blocks[..., 16:144].reshape(*blocks.shape[:2], 4, 32))
-    return _rows(codes), _rows(d * scale), _rows(-(dmin * least))
+    return _rows(d * scale), _rows(-(dmin * least))
+
+
+def q2_k(blocks: np.ndarray) -> Parts:
+    """16 bytes: scale low 4, min high 4 | 64 bytes of 2-bit fields as tq2_0 | d f16 | dmin f16.
+
+    d * scale[j] * code - dmin * min[j] for each 16 weights j.  Both products are exact in f32.
+    """
+    d = _f16(blocks[..., 80:82]).astype(np.float32)[..., None]
+    dmin = _f16(blocks[..., 82:84]).astype(np.float32)[..., None]
+    scales, mins = d * (blocks[..., 0:16] & 15), -(dmin * (blocks[..., 0:16] >> 4))  # [N, blocks, 16]
+    return _rows(_fields(blocks[..., 16:80].reshape(*blocks.shape[:2], 2, 32))), _rows(scales), _rows(mins)
+
+
+def q3_k(blocks: np.ndarray) -> Parts:
+    """32 bytes: bit j of byte l is the third of weight 32 j + l | 64 bytes of 2-bit fields as tq2_0 | 12 bytes | d f16.
+
+    d * (scale[j] - 32) * (code - 4) for each 16 weights j; d * scale is exact in f32.  The 12 bytes are 16 scales:
+    bytes 0-7   | scale 8+j low 4  | scale j low 4 |
+    bytes 8-11  | scale 12+j high 2 | scale 8+j high 2 | scale 4+j high 2 | scale j high 2 |
+    """
+    low = _fields(blocks[..., 32:96].reshape(*blocks.shape[:2], 2, 32)).reshape(*blocks.shape[:2], 8, 32)
+    high = _fields(blocks[..., 104:108]).reshape(*blocks.shape[:2], 16)
+    scale = (_nibbles(blocks[..., 96:104]) | high << 4).astype(np.int8) - np.int8(32)  # [N, blocks, 16]
+    d = _f16(blocks[..., 108:110]).astype(np.float32)[..., None]
+    return _rows(low | _flags(blocks[..., 0:32]) << 2), _rows(d * scale), None
 
 
 def q6_k(blocks: np.ndarray) -> Parts:
@@ -78,11 +144,10 @@ def q6_k(blocks: np.ndarray) -> Parts:
     (field j of byte l belongs to weight 32 j + l).
     """
     low = _nibbles(blocks[..., 0:128].reshape(*blocks.shape[:2], 2, 64)).reshape(*blocks.shape[:2], 2, 4, 32)
-    high = blocks[..., 128:192].reshape(*blocks.shape[:2], 2, 1, 32) >> TWO_BIT_SHIFTS & 3  # [N, blocks, 2, 4, 32]
+    high = _fields(blocks[..., 128:192].reshape(*blocks.shape[:2], 2, 32))  # [N, blocks, 2, 4, 32]
     d = _f16(blocks[..., 208:210]).astype(np.float32)[..., None]
     scales = d * np.ascontiguousarray(blocks[..., 192:208]).view(np.int8)  # [N, blocks, 16]
-    codes = (low | high << 4) + np.uint8(128 - 32)
-    return _rows(codes), _rows(scales), None
+    return _rows(low | high << 4), _rows(scales), None
 
 
 def tq1_0(blocks: np.ndarray) -> Parts:
@@ -105,8 +170,7 @@ def tq2_0(blocks: np.ndarray) -> Parts:
 
     Per half of 128 weights: 32 bytes of four fields, field j of byte l is weight 32 j + l.
     """
-    codes = blocks[..., 0:64].reshape(*blocks.shape[:2], 2, 1, 32) >> TWO_BIT_SHIFTS & 3  # [N, blocks, 2, 4, 32]
-    return _rows(codes), _f16(blocks[..., 64:66]), None
+    return _rows(_fields(blocks[..., 0:64].reshape(*blocks.shape[:2], 2, 32))), _f16(blocks[..., 64:66]), None
 
 
 @dataclass(frozen=True)
@@ -119,20 +183,21 @@ class TensorType:
     dtype: np.dtype | None = None
     format: Format | None = None
     decode: Callable[[np.ndarray], Parts] | None = None
-    change: str = "re-coded"
 
     @property
     def recoded(self) -> str:
         """What reading changes, in words; the values are the same for every type here."""
-        return f"{self.change} to {self.format.name} (lossless)" if self.format else "as stored"
+        return f"re-coded to {self.format.name} (lossless)" if self.format else "as stored"
 
 
 def _dense(name: str, dtype: np.dtype) -> TensorType:
     return TensorType(name, 1, dtype.itemsize, dtype=dtype)
 
 
-Q4_K_FORMAT = catalog.planes(4, 32, scale_dtype="f32", offset="mins")
-Q6_K_FORMAT = catalog.int8(16, scale_dtype="f32")
+def _two_level(bits: int, group_size: int, offset: str = "none") -> Format:
+    """K-quants scale their scales too; multiplied out those are f32."""
+    return catalog.planes(bits, group_size, scale_dtype="f32", offset=offset)
+
 
 # ids: ggml.h, enum ggml_type
 READABLE: dict[int, TensorType] = {
@@ -141,16 +206,21 @@ READABLE: dict[int, TensorType] = {
     30: _dense("BF16", np.dtype(ml_dtypes.bfloat16)),
     2: TensorType("Q4_0", 32, 18, format=catalog.planes(4, 32, zero=8), decode=q4_0),
     3: TensorType("Q4_1", 32, 20, format=catalog.planes(4, 32, offset="mins"), decode=q4_1),
+    6: TensorType("Q5_0", 32, 22, format=catalog.planes(5, 32, zero=16), decode=q5_0),
+    7: TensorType("Q5_1", 32, 24, format=catalog.planes(5, 32, offset="mins"), decode=q5_1),
     8: TensorType("Q8_0", 32, 34, format=catalog.int8(32), decode=q8_0),
-    12: TensorType("Q4_K", 256, 144, format=Q4_K_FORMAT, decode=q4_k),
-    14: TensorType("Q6_K", 256, 210, format=Q6_K_FORMAT, decode=q6_k, change="widened"),
+    10: TensorType("Q2_K", 256, 84, format=_two_level(2, 16, "mins"), decode=q2_k),
+    11: TensorType("Q3_K", 256, 110, format=_two_level(3, 16), decode=q3_k),
+    12: TensorType("Q4_K", 256, 144, format=_two_level(4, 32, "mins"), decode=q4_k),
+    13: TensorType("Q5_K", 256, 176, format=_two_level(5, 32, "mins"), decode=q5_k),
+    14: TensorType("Q6_K", 256, 210, format=_two_level(6, 16), decode=q6_k),
     34: TensorType("TQ1_0", 256, 54, format=catalog.ternary(256), decode=tq1_0),
     35: TensorType("TQ2_0", 256, 66, format=catalog.ternary(256), decode=tq2_0),
 }
 
 # for the error that says what a file holds instead
 TYPE_NAMES = {
-    6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 13: "Q5_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS",
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS",
     18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32",
     27: "I64", 28: "F64", 29: "IQ1_M", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0", 42: "Q2_0",
 }  # fmt: skip

@@ -12,16 +12,21 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-TYPE_IDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q8_0": 8, "Q2_K": 10, "Q4_K": 12, "Q6_K": 14,
-            "BF16": 30, "TQ1_0": 34, "TQ2_0": 35}  # fmt: skip
+TYPE_IDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11,
+            "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "BF16": 30, "TQ1_0": 34, "TQ2_0": 35}  # fmt: skip
 DENSE = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 # name: (weights per block, bytes per block, {byte where an f16 lies: its mean}); means that give weights near +-0.1
 BLOCKS: dict[str, tuple[int, int, dict[int, float]]] = {
     "Q4_0": (32, 18, {0: 0.025}),
     "Q4_1": (32, 20, {0: 0.025, 2: -0.19}),
+    "Q5_0": (32, 22, {0: 0.012}),
+    "Q5_1": (32, 24, {0: 0.012, 2: -0.19}),
     "Q8_0": (32, 34, {0: 0.0016}),
+    "Q2_K": (256, 84, {80: 0.017, 82: 0.025}),
+    "Q3_K": (256, 110, {108: 0.003}),
     "Q4_K": (256, 144, {0: 0.0008, 2: 0.006}),
+    "Q5_K": (256, 176, {0: 0.0004, 2: 0.006}),
     "Q6_K": (256, 210, {208: 0.0001}),
     "TQ1_0": (256, 54, {52: 0.12}),
     "TQ2_0": (256, 66, {64: 0.12}),

@@ -32,6 +32,17 @@ def test_q4_1_by_hand():
     assert w[0] == -0.5 and w[16] == 0.0 and (w[1:16] == -1).all()
 
 
+def test_q5_0_by_hand():
+    # fifth bits of weights 0 and 17: bit 0 of byte 0, bit 1 of byte 2; value 0.5 * (code - 16)
+    w = decode("Q5_0", block(f16(0.5), [0x01, 0, 0x02, 0], [0xF3, 0xF0] + [0] * 14)).dequantize()[0]
+    assert w[0] == 0.5 * 3 and w[16] == 0.5 * -1 and w[17] == 0.5 * 15 and w[1] == -8 and w[31] == -8
+
+
+def test_q5_1_by_hand():
+    w = decode("Q5_1", block(f16(0.5), f16(-1.0), [0, 0, 0, 0x80], [0x01] + [0] * 14 + [0xF0])).dequantize()[0]
+    assert w[0] == -0.5 and w[31] == 0.5 * 31 - 1 and (w[1:31] == -1).all()
+
+
 def test_q8_0_by_hand():
     w = decode("Q8_0", block(f16(0.25), [1, 0xFF, 0x80, 0x7F] + [0] * 28)).dequantize()[0]
     assert w[:5].tolist() == [0.25, -0.25, -32.0, 31.75, 0.0]
@@ -50,6 +61,36 @@ def test_q4_k_by_hand():
     assert w[128] == (15 + 16) * 7 - 0.5 * 2
     assert w[160] == -0.5 * (3 + 32)
     assert w[224] == 0
+
+
+def test_q5_k_by_hand():
+    # scale and min 1 for weights 0-63; bit j of byte l is the fifth bit of weight 32 j + l
+    fifth, codes = [0] * 32, [0] * 128
+    codes[3], fifth[3] = 0x52, 0b10  # weight 3: 2, weight 35: 16 + 5
+    packed = [1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0]
+    w = decode("Q5_K", block(f16(1.0), f16(0.5), packed, fifth, codes)).dequantize()[0]
+    assert w[3] == 2 - 0.5 and w[35] == 21 - 0.5 and w[36] == -0.5 and not w[64:].any()
+
+
+def test_q2_k_by_hand():
+    # scale 3, min 2 for weights 32-47; scale 15 for the last 16; field j of byte l of a half is weight 32 j + l
+    scales, codes = [0] * 16, [0] * 64
+    scales[2], scales[15] = 0x23, 0x0F
+    codes[5], codes[63] = 0b11_01_10_11, 0b10_00_00_00  # weights 5: 3, 37: 2, 69: 1, 101: 3; weight 255: 2
+    w = decode("Q2_K", block(scales, codes, f16(0.5), f16(2.0))).dequantize()[0]
+    assert w[37] == 0.5 * 3 * 2 - 2 * 2 and w[38] == -2 * 2 and w[255] == 0.5 * 15 * 2
+    assert not w[:32].any() and not w[48:255].any()
+
+
+def test_q3_k_by_hand():
+    # scale 0: low 4 bits 1, high 2 bits 3: 49 - 32 = 17; scale 13: low 2, high 1: 18 - 32 = -14; the others 32 - 32
+    third, codes = [0] * 32, [0] * 64
+    third[0], codes[0] = 0b0000_0001, 0b11  # weight 0: 4 + 3
+    third[18], codes[32 + 18] = 0b0100_0000, 0b00_01_00_00  # weight 210, half 1, field 2, byte 18: 4 + 1
+    packed = [0x01, 0, 0, 0, 0, 0x20, 0, 0, 0b10_10_10_11, 0b01_10_10_10, 0b10_10_10_10, 0b10_10_10_10]
+    w = decode("Q3_K", block(third, codes, packed, f16(0.5))).dequantize()[0]
+    assert w[0] == 0.5 * 17 * 3 and w[1] == 0.5 * 17 * -4 and w[210] == 0.5 * -14 * 1 and w[208] == 0.5 * -14 * -4
+    assert not w[16:208].any() and not w[224:].any()
 
 
 def test_q6_k_by_hand():
