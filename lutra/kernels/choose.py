@@ -21,12 +21,14 @@ from lutra.kernels.tiles_lut import tile_lut
 FAMILIES: dict[str, ModuleType] = {"mad": matmul_mad, "lut": matmul_lut, "dense": matmul_dense}
 TILE = {"mad": tile_mad, "lut": tile_lut}
 
-# family and ISA → the row blocks worth having, ascending; 16 vector registers hold fewer sums than 32
-TILE_M: dict[tuple[str, str], tuple[int, ...]] = {
+# family and ISA → the row blocks worth having, ascending.  16 vector registers hold fewer sums than 32, and 128-bit
+# registers four times fewer still
+ROW_BLOCKS: dict[tuple[str, str], tuple[int, ...]] = {
     ("mad", "avx512"): (1, 2, 4, 8),
-    ("dense", "avx512"): (1, 2, 4),
+    ("mad", "portable"): (1, 2),
+    ("dense", "portable"): (1, 2),
 }
-NARROW_TILE_M = (1, 2, 4)
+USUAL_ROW_BLOCKS = (1, 2, 4)
 
 
 def tile(weight: QTensor | np.ndarray, isa: str | None = None, order: str | None = None) -> TiledWeight:
@@ -37,9 +39,14 @@ def tile(weight: QTensor | np.ndarray, isa: str | None = None, order: str | None
     return TILE[order or "mad"](weight) if isinstance(weight, QTensor) else tile_dense(weight)
 
 
+def row_blocks(order: str, isa: str) -> tuple[int, ...]:
+    """The values of tile_m that a family is used with on an instruction set, ascending."""
+    return ROW_BLOCKS.get((order, isa), USUAL_ROW_BLOCKS)
+
+
 def tile_m(weight: TiledWeight, rows: int, isa: str | None = None) -> int:
     """Rows of activations per task for at most `rows` rows: the smallest block that holds them, or the largest."""
-    blocks = TILE_M.get((weight.order, targets.choose(isa).isa), NARROW_TILE_M)
+    blocks = row_blocks(weight.order, targets.choose(isa).isa)
     return next((block for block in blocks if block >= rows), blocks[-1])
 
 

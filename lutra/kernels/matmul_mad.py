@@ -146,11 +146,15 @@ class W:
 
 
 class Sums:
-    """int32 sums of one group: [row of activations][row tile][partial]."""
+    """int32 sums of one group: [row of activations][row tile][partial].
 
-    def __init__(self, tile_m: int, tiles: int, accumulators: int):
+    The first partial starts at `starts[row]`, minus what the constant zero takes from every code; the others at 0.
+    """
+
+    def __init__(self, starts: list[Value], tiles: int, accumulators: int):
+        none = const(0, i32, ROWS)
         self.parts = [
-            [[var(const(0, i32, ROWS)) for _ in range(accumulators)] for _ in range(tiles)] for _ in range(tile_m)
+            [[var(none if part else start) for part in range(accumulators)] for _ in range(tiles)] for start in starts
         ]
 
     def add(self, m: int, side: int, quad: int, operand: Value, x: Value, bound: int) -> None:
@@ -168,7 +172,8 @@ def multiply(w: W, x: X, tiles: range, plan: Plan) -> list[list[Value]]:
     """f32x16 results [row of activations][tile], groups added in ascending order."""
     outs = [[var(const(0.0, f32, ROWS)) for _ in tiles] for _ in x.xq_rows]
     for group, spans in groups(w.chunks, w.format.group_size, plan.unroll):
-        sums = Sums(len(x.xq_rows), len(tiles), plan.accumulators)
+        starts = [splat(x.sum(m, group) * -w.format.zero, ROWS) for m in range(len(outs))]
+        sums = Sums(starts, len(tiles), plan.accumulators)
         for chunk, quads in spans:
             words = w.words(tiles, chunk, plan.prefetch_bytes if quads.start == 0 else 0)
             add_chunk(sums, x, words, w.format.bits, chunk, quads)
@@ -237,8 +242,6 @@ def scale_group(outs: list, sums: Sums, w: W, x: X, side: int, tile: int, group:
     low = convert(w.sidecar(w.mins, f.scale_dtype, tile, group), f32) if f.offset == "mins" else None
     for m, row in enumerate(outs):
         acc, x_scale = sums.total(m, side), x.scale(m, group if f.activation_group else 0)
-        if f.zero:
-            acc = acc - splat(x.sum(m, group) * f.zero, ROWS)
         if zeros is not None:
             acc = acc - zeros * splat(x.sum(m, group), ROWS)
         row[side] += convert(acc, f32) * (scale * x_scale)

@@ -24,25 +24,29 @@ class Plan:
     prefetch_bytes: int
 
 
-# (order, isa, tile_m) → plan
+AHEAD = 8192  # bytes of codes: about 200 ns at 40 GB/s, the latency of memory
+
+# (order, isa, tile_m) → plan.  16 sums in flight hide five cycles of two dot products each; 32 registers hold them
 PLANS: dict[tuple[str, str, int], Plan] = {
-    ("mad", "avx512", 1): Plan(tiles=2, accumulators=4, unroll=1, prefetch_bytes=4096),
-    ("mad", "avx512", 2): Plan(tiles=2, accumulators=2, unroll=1, prefetch_bytes=4096),
-    ("mad", "avx512", 4): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=4096),
-    ("mad", "avx512", 8): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=0),
-    ("mad", "avx512", 16): Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=0),
-    ("dense", "avx512", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=4096),
+    ("mad", "avx512", 1): Plan(tiles=2, accumulators=4, unroll=1, prefetch_bytes=AHEAD),
+    ("mad", "avx512", 2): Plan(tiles=2, accumulators=2, unroll=1, prefetch_bytes=AHEAD),
+    ("mad", "avx512", 4): Plan(tiles=2, accumulators=2, unroll=1, prefetch_bytes=AHEAD),
+    ("mad", "avx512", 8): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
+    ("mad", "portable", 1): Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=AHEAD),  # short code compiles fast
+    # 128-bit registers, four to a vector: partial sums of one row tile or of two, not both, or registers spill
+    ("mad", "i8mm", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
+    ("mad", "dotprod", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
+    ("mad", "neon", 1): Plan(tiles=1, accumulators=2, unroll=1, prefetch_bytes=AHEAD),
 }
-# 16 registers, and two or four of them to a vector of the language
-NARROW: dict[tuple[str, int], Plan] = {
-    ("mad", 1): Plan(tiles=1, accumulators=2, unroll=1, prefetch_bytes=4096),
-    ("mad", 2): Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=4096),
-    ("mad", 4): Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=0),
-    ("dense", 1): Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=4096),
+# Elsewhere: 16 registers, or two or four of them to a vector of the language.  One row is bound by memory and must read
+# straight through, so it takes both tiles; more rows are bound by registers
+USUAL: dict[tuple[str, int], Plan] = {
+    ("mad", 1): Plan(tiles=2, accumulators=2, unroll=1, prefetch_bytes=AHEAD),
+    ("dense", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
 }
-DEFAULT = Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=0)
+OTHERWISE = Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=AHEAD)
 
 
 def plan_for(order: str, isa: str, tile_m: int) -> Plan:
     """The plan of a kernel family for `tile_m` rows of activations at once."""
-    return PLANS.get((order, isa, tile_m)) or NARROW.get((order, tile_m), DEFAULT)
+    return PLANS.get((order, isa, tile_m)) or USUAL.get((order, tile_m), OTHERWISE)

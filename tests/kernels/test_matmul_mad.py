@@ -1,0 +1,137 @@
+"""Multiply-add equals formats/integer.py exactly: every format, instruction set, row block and size."""
+
+import numpy as np
+import pytest
+
+from lutra.compiler import targets
+from lutra.errors import KernelError
+from lutra.formats import catalog, integer
+from lutra.formats.format import Format
+from lutra.formats.qtensor import QTensor
+from lutra.kernels import choose, matmul_mad
+from lutra.kernels.activations import allocate
+from lutra.kernels.buffers import aligned
+from lutra.kernels.elementwise import relu2_spec, silu_spec
+from lutra.kernels.plan import Plan
+from lutra.kernels.tiles import interleave_rows, tile_mad
+from tests.kernels.linears import random_activations, random_weight, run, state
+
+ISAS = [target.isa for target in targets.available()]
+ONE_PER_WIDTH = ["planes1-g32-mins", "ternary", "planes3-g64-mins", "planes4-g128-zeros", "int8-g32"]
+# M, N, K: one of the tile, next to the tile, primes; K beside chunks and groups
+SIZES = [(1, 1, 1), (2, 31, 32), (3, 32, 33), (7, 33, 97), (8, 48, 160), (16, 2, 64), (33, 67, 300)]
+
+
+def multiply(w: QTensor, m: int, tile_m: int, isa: str | None = None, **options) -> tuple[np.ndarray, np.ndarray]:
+    """The kernel's y [M, N], and what integer.matmul says."""
+    rows = -(-m // tile_m) * tile_m
+    x, tiled = random_activations(w, m, rows), tile_mad(w)
+    y = np.full((rows, tiled.padded_n), np.nan, np.float32)
+    run(matmul_mad.bind(tiled, x, y, state(m), epilogue="store", tile_m=tile_m, isa=isa, **options), m)
+    assert not y[:m, w.shape[0] :].any()
+    return y[:m, : w.shape[0]], integer.matmul(x.xq[:m], x.xs[:m], w)
+
+
+def check(format: Format, sizes: list[tuple[int, int, int]], tile_m: int, isa: str) -> None:
+    for m, n, k in sizes:
+        got, want = multiply(random_weight(format, n, k, seed=n + k), m, tile_m, isa)
+        assert got.tobytes() == want.tobytes(), (format.name, m, n, k, tile_m, isa)
+
+
+def test_by_hand():
+    """Ternary +1 -1 0 +1 times 1 2 3 4 is 3; scaled by 0.5 and 2."""
+    codes = np.array([[2, 0, 1, 2]], np.uint8)
+    w = QTensor.from_codes(catalog.ternary(), codes, np.array([[0.5]], np.float32))
+    x, y = allocate(1, 4, w.format), aligned((1, 32), np.float32)
+    x.xq[0, :4], x.xs[0], x.sums[0] = [1, 2, 3, 4], 2, 10
+    run(matmul_mad.bind(tile_mad(w), x, y, state(1), epilogue="store", tile_m=1), 1)
+    assert y[0].tolist() == [3.0] + [0.0] * 31
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", catalog.FORMATS)
+def test_every_format_for_one_row_and_for_blocks(name, isa):
+    format = catalog.FORMATS[name]
+    check(format, SIZES[::3], 1, isa)
+    check(format, SIZES, 2, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ONE_PER_WIDTH)
+def test_every_width_in_the_largest_block(name, isa):
+    format = catalog.find(name)
+    check(format, SIZES, choose.row_blocks("mad", isa)[-1], isa)
+
+
+@pytest.mark.parametrize("name", ["planes2-g64-mins-token", "planes1-g16-zeros", "planes4-g16", "int8-g64-f32-token"])
+def test_other_combinations_of_axes(name):
+    check(catalog.find(name), SIZES, 1, ISAS[0])
+
+
+@pytest.mark.parametrize("plan", [Plan(1, 1, 1, 0), Plan(2, 1, 2, 4096), Plan(1, 4, 4, 0), Plan(2, 2, 3, 64)])
+@pytest.mark.parametrize("name", ["ternary", "planes3-g128-zeros", "planes4-g256"])
+def test_a_plan_changes_no_bit(name, plan):
+    for m, n, k in SIZES[3:]:
+        got, want = multiply(random_weight(catalog.find(name), n, k), m, 4, shape=plan)
+        assert got.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("name", [*ONE_PER_WIDTH, "planes3-g16-f32"])
+def test_the_interpreter_agrees_and_stays_inside_the_buffers(name):
+    w = random_weight(catalog.find(name), 33, 64)
+    x, y = random_activations(w, 2, 2), aligned((2, 64), np.float32)
+    step = matmul_mad.bind(tile_mad(w), x, y, state(2), epilogue="store", tile_m=2)
+    step.launch.kernel.check(step.launch.args, step.count(2), **step.launch.static)
+
+
+def test_bias_and_residual_and_column():
+    w, m = random_weight(catalog.find("planes4-g32"), 40, 64), 3
+    x, tiled = random_activations(w, m, 4), tile_mad(w)
+    bias, y = aligned(tiled.padded_n, np.float32), aligned((4, 128), np.float32)
+    bias[:40], y[:] = np.arange(40), 0.25
+    run(matmul_mad.bind(tiled, x, y, state(m), epilogue="add", bias=bias, column=64, tile_m=4), m)
+    out = integer.matmul(x.xq[:m], x.xs[:m], w) + bias[:40]
+    assert np.array_equal(y[:m, 64:104], np.float32(0.25) + out)
+    assert (y[:m, :64] == 0.25).all() and (y[:m, 104:] == 0.25).all()
+
+
+@pytest.mark.parametrize("epilogue, gate_spec", [("silu", silu_spec), ("relu2", relu2_spec)])
+@pytest.mark.parametrize("isa", ISAS)
+def test_gate_times_up(epilogue, gate_spec, isa):
+    form = catalog.find("planes2-row")
+    gate, up, m = random_weight(form, 40, 64), random_weight(form, 40, 64, seed=5), 3
+    tiled = tile_mad(interleave_rows(gate, up))
+    x, y = random_activations(gate, m, 4), aligned((4, 64), np.float32)
+    x.xs[:] *= np.float32(1e-3)
+    run(matmul_mad.bind(tiled, x, y, state(m), epilogue=epilogue, tile_m=2, isa=isa), m)
+    parts = [integer.matmul(x.xq[:m], x.xs[:m], w) for w in (gate, up)]
+    assert np.array_equal(y[:m, :40], gate_spec(parts[0]) * parts[1])
+    assert not y[:m, 40:].any()
+
+
+def test_tasks_beyond_the_weight_do_nothing():
+    w = random_weight(catalog.find("ternary"), 32, 32)
+    x, y = random_activations(w, 1, 1), aligned((1, 64), np.float32)
+    step = matmul_mad.bind(tile_mad(w), x, y, state(1), epilogue="store", tile_m=1)
+    step.launch.run(1, 9)
+    assert not y.any()
+
+
+def test_errors():
+    w = random_weight(catalog.find("ternary"), 40, 64)
+    x, y = random_activations(w, 4, 4), aligned((4, 64), np.float32)
+    fitting = dict(weight=tile_mad(w), x=x, y=y, state=state(4), epilogue="store", tile_m=4)
+
+    def bind(**changed):
+        return matmul_mad.bind(**{**fitting, **changed})
+
+    with pytest.raises(KernelError, match="expected an epilogue of store, add, silu, relu2, got 'gelu'"):
+        bind(epilogue="gelu")
+    with pytest.raises(KernelError, match="a multiple of 4 rows and at least 64 columns, got .2, 64."):
+        bind(y=y[:2])
+    with pytest.raises(KernelError, match="at least 72 columns"):
+        bind(column=8)
+    with pytest.raises(KernelError, match="expected a bias of 64 numbers, got .40,."):
+        bind(bias=np.zeros(40, np.float32))
+    with pytest.raises(KernelError, match="expected activations of a multiple of 4 rows and 64 columns, got .4, 96."):
+        bind(x=allocate(4, 96, w.format))
