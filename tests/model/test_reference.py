@@ -10,11 +10,12 @@ from lutra.files import open_model
 from lutra.model.config import config_from
 from lutra.model.load import load_weights
 from lutra.model.transformer import Transformer
+from tests.files.gguf_writer import BLOCKS
 from tests.files.make_models import tiny_hf, tiny_llama_gguf
 from tests.reference_decoder import ReferenceDecoder
 
 TOKENS = [1, *(int(i) for i in np.random.default_rng(6).integers(3, 250, 30))]
-QUANTS = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K", "TQ1_0", "TQ2_0"]
+QUANTS = ["F32", "F16", "BF16", *BLOCKS]
 FAMILIES = ["llama", "qwen2", "qwen3", "bitnet", "bitnet-master"]
 
 
@@ -51,7 +52,7 @@ def test_hugging_face_folders(tmp_path, family):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_transformers(tmp_path, family):
-    transformers = pytest.importorskip("transformers", reason="needs transformers and torch: pip install lutra[reference]")
+    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install lutra[reference]")
     torch = pytest.importorskip("torch", reason="needs torch: pip install lutra[reference]")
     tiny_hf(tmp_path, family=family)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
