@@ -50,14 +50,17 @@ def settle_process() -> None:
 
 def run(args: argparse.Namespace) -> None:
     # torch is imported only once the arguments are known to be right
-    from lutra.train import loop
     from lutra.train.export import export
+    from lutra.train.loop import train
+    from lutra.train.run import RunConfig
+    from lutra.train.schedule import Budget, Schedule, parse_until
 
-    budget = loop.Budget(minutes=args.minutes, until=loop.parse_until(args.until) if args.until else None)
-    config = loop.TrainConfig(length=args.length, batch_size=TOKENS_PER_STEP // args.length, peak_rate=args.peak_rate,
-                              story_share=tuple(args.story_share), threads=args.threads)
-    loop.train(args.corpus, args.stories, args.out, budget, config, args.resume,
-               report=lambda line: print(line, flush=True))
+    budget = Budget(minutes=args.minutes, until=parse_until(args.until) if args.until else None)
+    schedule = Schedule(peak_rate=args.peak_rate, story_share=tuple(args.story_share))
+    config = RunConfig(schedule=schedule, length=args.length, batch_size=TOKENS_PER_STEP // args.length,
+                       threads=args.threads)
+    train(args.corpus, args.stories, args.out, budget, config, args.resume,
+          report=lambda line: print(line, flush=True))
     if args.export:
         export(args.out, args.export)
         print(f"wrote {args.export}")

@@ -130,6 +130,17 @@ def encode_novels(tokenizer: Tokenizer, novels: dict[str, list[str]]) -> list[li
             for title in novels.values()]
 
 
+def encode_tales(tokenizer: Tokenizer, tales: list[str]) -> list[np.ndarray]:
+    """Tokenize stories: uint16 [tokens] each, BOS first and EOS last."""
+    eos = tokenizer.token_to_id(EOS)
+    return [np.array([*e.ids, eos], np.uint16) for e in tokenizer.encode_batch(tales)]
+
+
+def spread(windows: np.ndarray, count: int) -> np.ndarray:
+    """Choose at most `count` windows, evenly over all."""
+    return windows[np.linspace(0, len(windows) - 1, min(count, len(windows))).astype(int)]
+
+
 def novel_windows(titles: list[list[np.ndarray]], length: int, bos: int) -> np.ndarray:
     """Cut novels into windows that start at a paragraph: BOS, then the text.
 

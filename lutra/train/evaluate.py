@@ -30,28 +30,18 @@ def perplexity(model: Reference, windows: np.ndarray) -> float:
     return math.exp(sum(losses) / len(losses))
 
 
-def spread(windows: np.ndarray, count: int) -> np.ndarray:
-    """Choose at most `count` windows, evenly over all."""
-    return windows[np.linspace(0, len(windows) - 1, min(count, len(windows))).astype(int)]
-
-
 def report(folder: Path, corpus: data.Corpus, length: int, count: int) -> list[str]:
     """Measure three kinds of text; one line each.  Training stories beside held-out ones show learning by heart."""
     tokenizer, model = Tokenizer.from_file(str(folder / "tokenizer.json")), Reference(folder)
-    bos, eos = tokenizer.token_to_id(data.BOS), tokenizer.token_to_id(data.EOS)
-
-    def story_windows(tales: list[str]) -> np.ndarray:
-        encoded = [np.array([*e.ids, eos], np.uint16) for e in tokenizer.encode_batch(tales)]
-        return data.story_windows(encoded, length + 1, np.random.default_rng(0))
-
+    bos, rng = tokenizer.token_to_id(data.BOS), np.random.default_rng(0)
     texts = {
         "held-out novels": data.novel_windows(data.encode_novels(tokenizer, corpus.held_out_novels), length + 1, bos),
-        "held-out stories": story_windows(corpus.held_out_stories),
-        "training stories": story_windows(corpus.train_stories),
+        "held-out stories": data.story_windows(data.encode_tales(tokenizer, corpus.held_out_stories), length + 1, rng),
+        "training stories": data.story_windows(data.encode_tales(tokenizer, corpus.train_stories), length + 1, rng),
     }
     lines = []
     for name, windows in texts.items():
-        chosen = spread(windows, count)
+        chosen = data.spread(windows, count)
         lines.append(f"{name}: perplexity {perplexity(model, chosen):.2f} over {len(chosen) * length} tokens")
     return lines
 

@@ -127,3 +127,9 @@ def test_noise_touches_inputs_of_stories_only() -> None:
 def test_shares_of_nothing_and_everything() -> None:
     assert (mixture().batch(0, 8, 1.0, 0)[0][:, 0] == 0).all()
     assert (mixture().batch(0, 8, 0.0, 0)[0][:, 0] != 0).all()
+
+
+def test_spread_takes_all_or_evenly() -> None:
+    windows = np.arange(10)[:, None]
+    assert len(data.spread(windows, 20)) == 10
+    assert data.spread(windows, 4).ravel().tolist() == [0, 3, 6, 9]

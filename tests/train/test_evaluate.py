@@ -18,9 +18,3 @@ def test_uniform_logits_give_the_vocabulary_size() -> None:
 def test_certainty_gives_one() -> None:
     model = SimpleNamespace(logits=lambda ids: torch.eye(50)[torch.tensor(ids) + 1] * 1e4)
     assert evaluate.perplexity(model, np.arange(9, dtype=np.uint16)[None]) == pytest.approx(1)
-
-
-def test_spread_takes_all_or_evenly() -> None:
-    windows = np.arange(10)[:, None]
-    assert len(evaluate.spread(windows, 20)) == 10
-    assert evaluate.spread(windows, 4).ravel().tolist() == [0, 3, 6, 9]

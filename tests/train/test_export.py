@@ -12,8 +12,8 @@ from safetensors.torch import load_file  # noqa: E402
 from lutra.errors import FileError, FormatError  # noqa: E402
 from lutra.train import data, export  # noqa: E402
 from lutra.train.bitlinear import ternarize  # noqa: E402
-from lutra.train.loop import Run, TrainConfig  # noqa: E402
 from lutra.train.model import DecoderConfig  # noqa: E402
+from lutra.train.run import Run, RunConfig  # noqa: E402
 from tests.train.test_data import corpus, mixture  # noqa: E402
 
 TINY = DecoderConfig(vocab_size=300, hidden_size=32, ffn_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8,
@@ -23,7 +23,7 @@ TINY = DecoderConfig(vocab_size=300, hidden_size=32, ffn_size=48, num_layers=2, 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """A tiny run whose checkpoint and tokenizer lie in tmp_path; norms are not all one."""
-    run = Run.start(TrainConfig(model=TINY, length=16, batch_size=2), mixture())
+    run = Run.start(RunConfig(model=TINY, length=16, batch_size=2), mixture())
     with torch.no_grad():
         for parameter in run.model.parameters():
             if parameter.ndim == 1:
