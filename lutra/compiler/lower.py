@@ -376,18 +376,26 @@ def dot4_madd(e: Emitter, op: Op) -> str:
 
 
 def dot4_plain(e: Emitter, op: Op) -> str:
-    """Four shifted 32-bit products a lane."""
-    kind = _result(op)
-    lanes = kind.lanes
+    """Products of the even and of the odd bytes in 16 bits, which hold any u8 times i8, then sums in 32."""
+    sums = _result(op)
+    pairs = Type(i16, 2 * sums.lanes)
     total = e.of(op.operands[0])
-    wide_u = e.line(f"bitcast {Type(u8, 4 * lanes).llvm} {e.of(op.operands[1])} to {kind.llvm}")
-    wide_s = e.line(f"bitcast {Type(i8, 4 * lanes).llvm} {e.of(op.operands[2])} to {kind.llvm}")
-    for j in range(4):
-        shifted = e.line(f"lshr {kind.llvm} {wide_u}, {e.constant(kind, 8 * j)}")
-        u = e.line(f"and {kind.llvm} {shifted}, {e.constant(kind, 255)}")
-        raised = e.line(f"shl {kind.llvm} {wide_s}, {e.constant(kind, 24 - 8 * j)}")
-        s = e.line(f"ashr {kind.llvm} {raised}, {e.constant(kind, 24)}")
-        total = e.line(f"add {kind.llvm} {total}, {e.line(f'mul {kind.llvm} {u}, {s}')}")
+    u = e.line(f"bitcast {Type(u8, 4 * sums.lanes).llvm} {e.of(op.operands[1])} to {pairs.llvm}")
+    s = e.line(f"bitcast {Type(i8, 4 * sums.lanes).llvm} {e.of(op.operands[2])} to {pairs.llvm}")
+    eight = e.constant(pairs, 8)
+    u_even = e.line(f"and {pairs.llvm} {u}, {e.constant(pairs, 255)}")
+    u_odd = e.line(f"lshr {pairs.llvm} {u}, {eight}")
+    s_even = e.line(f"ashr {pairs.llvm} {e.line(f'shl {pairs.llvm} {s}, {eight}')}, {eight}")
+    s_odd = e.line(f"ashr {pairs.llvm} {s}, {eight}")
+    products = [e.line(f"mul {pairs.llvm} {u_even}, {s_even}"), e.line(f"mul {pairs.llvm} {u_odd}, {s_odd}")]
+    if 2 * op.attributes["bound"] * op.attributes["signed_bound"] < 2**15:
+        products = [e.line(f"add {pairs.llvm} {products[0]}, {products[1]}")]
+    sixteen = e.constant(sums, 16)
+    for product in products:
+        wide = e.line(f"bitcast {pairs.llvm} {product} to {sums.llvm}")
+        low = e.line(f"ashr {sums.llvm} {e.line(f'shl {sums.llvm} {wide}, {sixteen}')}, {sixteen}")
+        high = e.line(f"ashr {sums.llvm} {wide}, {sixteen}")
+        total = e.line(f"add {sums.llvm} {e.line(f'add {sums.llvm} {total}, {low}')}, {high}")
     return total
 
 
@@ -534,3 +542,94 @@ def lookup_plain(e: Emitter, op: Op) -> str:
         half = 1 << bit
         row = [e.line(f"select {mask} {is_set}, {vector} {row[i + half]}, {vector} {row[i]}") for i in range(half)]
     return row[0]
+
+
+# ---- lookup: a 128-byte table ---------------------------------------------------------------------------------------
+
+_TABLE = Type(u8, 128)
+
+
+def _each_part(e: Emitter, op: Op, lanes: int, found: Callable[[str], str]) -> str:
+    """`found` looks up `lanes` indices."""
+    index = op.operands[1]
+    starts = range(0, _result(op).lanes, lanes)
+    return e.join([found(e.part(e.of(index), kind_of(index), start, lanes)) for start in starts], Type(u8, lanes))
+
+
+def lookup_vpermi2b(e: Emitter, op: Op) -> str:
+    """The two halves of the table are two registers."""
+    half = Type(u8, 64).llvm
+    low, high = (e.part(e.of(op.operands[0]), _TABLE, start, 64) for start in (0, 64))
+
+    def found(index: str) -> str:
+        return e.call(half, "llvm.x86.avx512.vpermi2var.qi.512", (half, low), (half, index), (half, high))
+
+    return _each_part(e, op, 64, found)
+
+
+def lookup_eight_pshufb(e: Emitter, op: Op) -> str:
+    """Bits 3..0 look up in eight tables of 16; bits 4, 5 and 6 choose between the findings, two by two."""
+    kind = Type(u8, 32)
+    tables = []
+    for start in range(0, 128, 16):
+        picks = ", ".join(f"i32 {start + i % 16}" for i in range(32))
+        tables.append(e.line(f"shufflevector <128 x i8> {e.of(op.operands[0])}, <128 x i8> poison, <32 x i32> <{picks}>"))
+
+    def found(index: str) -> str:
+        low = e.line(f"and {kind.llvm} {index}, splat (i8 15)")
+        row = [e.call(kind.llvm, "llvm.x86.avx2.pshuf.b", (kind.llvm, table), (kind.llvm, low)) for table in tables]
+        for bit in (4, 5, 6):
+            top = e.line(f"shl {kind.llvm} {index}, splat (i8 {7 - bit})")  # to the sign, which vpblendvb reads
+            is_set = e.line(f"icmp slt {kind.llvm} {top}, zeroinitializer")
+            pairs = zip(row[::2], row[1::2], strict=True)
+            row = [e.line(f"select <32 x i1> {is_set}, {kind.llvm} {b}, {kind.llvm} {a}") for a, b in pairs]
+        return row[0]
+
+    return _each_part(e, op, 32, found)
+
+
+def lookup_two_tbl4(e: Emitter, op: Op) -> str:
+    """tbl gives 0 for an index beyond its 64 entries, so the two findings are or-ed."""
+    rows = [e.part(e.of(op.operands[0]), _TABLE, start, 16) for start in range(0, 128, 16)]
+
+    def found(index: str) -> str:
+        beyond = e.line(f"sub {_BYTES} {index}, splat (i8 64)")
+        halves = [
+            e.call(_BYTES, "llvm.aarch64.neon.tbl4.v16i8", *((_BYTES, row) for row in four), (_BYTES, at))
+            for four, at in ((rows[:4], index), (rows[4:], beyond))
+        ]
+        return e.line(f"or {_BYTES} {halves[0]}, {halves[1]}")
+
+    return _each_part(e, op, 16, found)
+
+
+def lookup_memory(e: Emitter, op: Op) -> str:
+    """One byte after the other, from a copy of the table in memory: a function of its own, so that code stays short."""
+    table, index = (e.of(operand) for operand in op.operands)
+    kind, entries = Type(u8, _result(op).lanes), kind_of(op.operands[0])
+    name = f"lookup{entries.lanes}x{kind.lanes}"
+    e.declarations.add(
+        f"""define internal {kind.llvm} @{name}({entries.llvm} %table, {kind.llvm} %index) noinline nounwind {{
+enter:
+  %entries = alloca {entries.llvm}, align 64
+  %lanes = alloca {kind.llvm}, align 64
+  store {entries.llvm} %table, ptr %entries
+  store {kind.llvm} %index, ptr %lanes
+  br label %again
+again:
+  %i = phi i64 [ 0, %enter ], [ %next, %again ]
+  %lane = getelementptr i8, ptr %lanes, i64 %i
+  %pick = load i8, ptr %lane
+  %wide = zext i8 %pick to i64
+  %entry = getelementptr i8, ptr %entries, i64 %wide
+  %byte = load i8, ptr %entry
+  store i8 %byte, ptr %lane
+  %next = add i64 %i, 1
+  %more = icmp ult i64 %next, {kind.lanes}
+  br i1 %more, label %again, label %done
+done:
+  %found = load {kind.llvm}, ptr %lanes
+  ret {kind.llvm} %found
+}}"""
+    )
+    return e.line(f"call {kind.llvm} @{name}({entries.llvm} {table}, {kind.llvm} {index})")
