@@ -41,7 +41,7 @@ PROBE_CODES = 256  # weights of the self-test
 
 
 def report() -> str:
-    """Describe this computer, one `name  value` a line; measures the roofs anew, which takes about a second."""
+    """Describe this computer, one `name  value` a line; measures the roofs anew, which takes about two seconds."""
     now = measure()
     others = [target.isa for target in targets.available() if target.isa != isa()]
     quota = cgroup_cores()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -23,10 +24,12 @@ from lutra.compiler.launch import Program, Step, Workers
 from lutra.machine.system import caches, cpu_name, isa, usable_cores
 
 BLOCK_BYTES = 1 << 18  # read by one task
+PARTS = 4  # of the buffer
 TURN_BYTES = 512  # read in one turn of its loop
 PREFETCH_BYTES = (0, 4096, 16384)  # distances tried; which is best depends on the machine, 0 leaves it to the hardware
 SMALLEST_BUFFER, LARGEST_BUFFER = 64 << 20, 1 << 30
 TURNS = 1 << 14  # of the int8 loop, in one task
+SECONDS = 0.4  # spent on each rate
 SIDES = {"avx512": 4}  # side * side sums of 16 lanes, as many as the registers hold
 NARROW_SIDE = 2
 
@@ -75,16 +78,24 @@ class Roof:
     int8_gops: float
 
 
-def read_gb_per_s(threads: int, repeats: int = 5) -> float:
-    """Best rate at which `threads` threads read memory that no cache holds, in 1e9 bytes a second."""
-    data = _buffer()
-    tasks = data.size // BLOCK_BYTES
-    args = {"data": data, "out": np.zeros(tasks * 64, np.uint8)}
-    launches = [read_bytes.bind(args, prefetch_bytes=distance) for distance in PREFETCH_BYTES]
-    return data.size / 1e9 / min(_best_s(Step(launch, tasks, 0), threads, repeats) for launch in launches)
+def read_gb_per_s(threads: int, seconds: float | None = None) -> float:
+    """Best rate at which `threads` threads read memory that no cache holds, in 1e9 bytes a second.
+
+    The buffer is read in parts, each timed alone: a part is over before other programs take the CPU away, and the
+    others have pushed it out of the caches when its turn comes again.
+    """
+    parts = np.split(_buffer(), PARTS)
+    tasks = parts[0].size // BLOCK_BYTES
+    out = np.zeros(tasks * 64, np.uint8)
+    steps = [
+        Step(read_bytes.bind({"data": part, "out": out}, prefetch_bytes=distance), tasks, 0)
+        for distance in PREFETCH_BYTES
+        for part in parts
+    ]
+    return parts[0].size / 1e9 / _best_s(steps, threads, seconds)
 
 
-def int8_gops(threads: int, repeats: int = 5) -> float:
+def int8_gops(threads: int, seconds: float | None = None) -> float:
     """Best rate of int8 operations on `threads` threads, in 1e9 a second."""
     side, tasks = SIDES.get(isa(), NARROW_SIDE), 8 * threads
     rng = np.random.default_rng(0)
@@ -94,16 +105,21 @@ def int8_gops(threads: int, repeats: int = 5) -> float:
         "out": np.zeros(tasks * 16, np.int32),
     }
     operations = 2 * 64 * side * side * TURNS * tasks
-    return operations / 1e9 / _best_s(Step(multiply_bytes.bind(args, side=side), tasks, 0), threads, repeats)
+    return operations / 1e9 / _best_s([Step(multiply_bytes.bind(args, side=side), tasks, 0)], threads, seconds)
 
 
-def _best_s(step: Step, threads: int, repeats: int) -> float:
-    """Shortest wall time of one run."""
-    workers, program, best = _workers(threads), Program([step]), float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        workers.run(program, 0)
-        best = min(best, time.perf_counter() - started)
+def _best_s(steps: Sequence[Step], threads: int, seconds: float | None) -> float:
+    """Shortest wall time of any step, all of them run in turn for `seconds` (SECONDS), at least once.
+
+    Many short runs, because the best of them counts: on a busy machine few are left alone on all their cores.
+    """
+    workers, programs, best = _workers(threads), [Program([step]) for step in steps], float("inf")
+    end = time.perf_counter() + (SECONDS if seconds is None else seconds)
+    while best == float("inf") or time.perf_counter() < end:
+        for program in programs:
+            started = time.perf_counter()
+            workers.run(program, 0)
+            best = min(best, time.perf_counter() - started)
     return best
 
 
@@ -117,7 +133,7 @@ def _buffer() -> np.ndarray:
     """Four times the last cache and at least 256 MiB, but no more than a quarter of the free memory."""
     wanted = max(4 * max(cache.size_bytes for cache in caches()), 256 << 20)
     size = max(min(wanted, LARGEST_BUFFER, _free_bytes() // 4), SMALLEST_BUFFER)
-    return np.full(size // BLOCK_BYTES * BLOCK_BYTES, 1, np.uint8)
+    return np.full(size // (PARTS * BLOCK_BYTES) * PARTS * BLOCK_BYTES, 1, np.uint8)
 
 
 def _free_bytes() -> int:
@@ -128,7 +144,7 @@ def _free_bytes() -> int:
 
 
 def measure() -> Roof:
-    """Measure all limits now, in about a second, and remember them for `roof`."""
+    """Measure all limits now, in about two seconds, and remember them for `roof`."""
     cores = usable_cores()
     one = read_gb_per_s(1), int8_gops(1)
     every = (read_gb_per_s(cores), int8_gops(cores)) if cores > 1 else one

@@ -15,6 +15,7 @@ def small(monkeypatch):
     data = np.full(4 * limits.BLOCK_BYTES, 1, np.uint8)
     monkeypatch.setattr(limits, "_buffer", lambda: data)
     monkeypatch.setattr(limits, "TURNS", 1 << 8)
+    monkeypatch.setattr(limits, "SECONDS", 0.01)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -39,8 +40,8 @@ def test_every_product_is_made(isa):
 
 
 def test_rates_are_positive_and_counted_for_all_threads(small):
-    assert limits.read_gb_per_s(2, repeats=1) > 0
-    assert limits.int8_gops(2, repeats=1) > 0
+    assert limits.read_gb_per_s(2, seconds=0) > 0
+    assert limits.int8_gops(2, seconds=0) > 0
 
 
 def test_a_roof_is_measured_once(small, monkeypatch):
