@@ -138,10 +138,15 @@ INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
         Instruction(lower.dot4_plain),
     ),
     "lookup": (
-        Instruction(lower.lookup_pshufb512, _X86_512, lambda op: _lanes(op) % 64 == 0),
-        Instruction(lower.lookup_pshufb256, frozenset({"avx2"}), lambda op: _lanes(op) % 32 == 0),
-        Instruction(lower.lookup_tbl, _NEON, lambda op: _lanes(op) % 16 == 0),
-        Instruction(lower.lookup_plain),
+        Instruction(lower.lookup_pshufb512, _X86_512, lambda op: _entries(op) == 16 and _lanes(op) % 64 == 0),
+        Instruction(lower.lookup_pshufb256, frozenset({"avx2"}), lambda op: _entries(op) == 16 and _lanes(op) % 32 == 0),
+        Instruction(lower.lookup_tbl, _NEON, lambda op: _entries(op) == 16 and _lanes(op) % 16 == 0),
+        Instruction(lower.lookup_plain, applies=lambda op: _entries(op) == 16),
+        # tables of 128 bytes
+        Instruction(lower.lookup_vpermi2b, frozenset({"avx512vbmi"}), lambda op: _lanes(op) % 64 == 0),
+        Instruction(lower.lookup_eight_pshufb, frozenset({"avx2"}), lambda op: _lanes(op) % 32 == 0),
+        Instruction(lower.lookup_two_tbl4, _NEON, lambda op: _lanes(op) % 16 == 0),
+        Instruction(lower.lookup_memory),
     ),
 }
 
@@ -149,6 +154,11 @@ INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
 def _lanes(op: Op) -> int:
     assert op.result is not None
     return op.result.type.lanes
+
+
+def _entries(op: Op) -> int:
+    """Of the table of a lookup."""
+    return op.operands[0].type.lanes
 
 
 def _pairs_fit_16_bits(op: Op) -> bool:

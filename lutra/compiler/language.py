@@ -429,12 +429,16 @@ def dot4(acc: Operand, a: Operand, b: Operand, *, bound: int = 255, signed_bound
     return _builder().emit("dot4", (total, left, right), _type(total), bound=bound, signed_bound=signed_bound)
 
 
+LOOKUP_ENTRIES = (16, 128)  # one byte shuffle of every CPU; one of AVX-512 VBMI, two of NEON
+
+
 def lookup(table: Operand, index: Operand) -> Value:
-    """table[index] for each lane; 16 entries of 8 bits, every index in 0..15 (a promise)."""
+    """table[index] for each lane; 16 or 128 entries of 8 bits, every index below that (a promise)."""
     entries, picks = _value(table), _value(index)
-    if _type(entries).lanes != 16 or _type(entries).dtype.bits != 8 or _type(picks).dtype != u8:
-        raise fail(f"lookup needs a table of 16 bytes and u8 indices, got {entries.type} and {picks.type}")
-    return _builder().emit("lookup", (entries, picks), Type(_type(entries).dtype, _type(picks).lanes))
+    kind = _type(entries)
+    if kind.lanes not in LOOKUP_ENTRIES or kind.dtype.bits != 8 or _type(picks).dtype != u8:
+        raise fail(f"lookup needs a table of 16 or 128 bytes and u8 indices, got {kind} and {picks.type}")
+    return _builder().emit("lookup", (entries, picks), Type(kind.dtype, _type(picks).lanes))
 
 
 # ---- control flow in the machine code -----------------------------------------------------------------------------

@@ -198,3 +198,20 @@ def low_bit_arguments(bound: int, signed_bound: int = 128) -> dict:
 @pytest.mark.parametrize("bound", [1, 15, 127, 128, 255])
 def test_low_bit_words_at_their_extremes(isa, lanes, bound):
     low_bit_words.check(low_bit_arguments(bound), 1, isa, lanes=lanes, bound=bound, signed_bound=128)
+
+
+@kernel
+def wide_lookup(u: Pointer[u8], table: Pointer[i8], z: Pointer[i8], task: i64, *, lanes):
+    index = load(u, 0, lanes)
+    found = lookup(load(table, 0, 128), index & 127)
+    store(z, 0, select(index >= 128, 0 - found, found))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lanes", [1, 16, 32, 64, 128])
+def test_lookup_in_128_bytes(isa, lanes):
+    rng = np.random.default_rng(lanes)
+    for start in (0, 128):
+        u = (np.arange(start, start + 128) * 37 % 256).astype(np.uint8)
+        table = rng.integers(-128, 128, 128).astype(np.int8)
+        wide_lookup.check({"u": u, "table": table, "z": np.zeros(128, np.int8)}, 1, isa, lanes=lanes)
