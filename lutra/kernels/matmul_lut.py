@@ -63,7 +63,7 @@ PREFETCH_BYTES = 8192  # ahead in the codes, read straight through: 37 GB/s of 4
 
 # Vectors of index bytes that share one load of a table.  With 32 registers all; with 16 two, or the byte sums spill:
 # 4 bits on AVX2 read 28 GB/s so, 24 with all four.
-VECTORS_AT_ONCE = {"avx512": 4, "avxvnni": 2, "avx2": 2, "portable": 1}
+VECTORS_AT_ONCE = {"avx512": 4, "avxvnni": 2, "avx2": 2, "i8mm": 1, "dotprod": 1, "neon": 1, "portable": 1}
 
 Sums = list[list[list[Var]]]  # i32x16 [row of activations][part of the tile][half of the table]
 

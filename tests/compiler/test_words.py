@@ -167,7 +167,16 @@ def test_every_half_and_the_hard_floats(isa, lanes):
 
 @kernel
 def low_bit_words(
-    u: Pointer[u8], s: Pointer[i8], table: Pointer[u8], y: Pointer[i32], z: Pointer[u8], task: i64, *, lanes, bound, signed_bound
+    u: Pointer[u8],
+    s: Pointer[i8],
+    table: Pointer[u8],
+    y: Pointer[i32],
+    z: Pointer[u8],
+    task: i64,
+    *,
+    lanes,
+    bound,
+    signed_bound,
 ):
     acc = var(const(-5, i32, lanes))
     for k in loop(0, 256, 4 * lanes):

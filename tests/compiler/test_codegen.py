@@ -1,0 +1,76 @@
+"""Objects for another computer: an ELF file of that architecture, holding the instructions its targets are for."""
+
+import pytest
+
+from lutra.compiler import launch, targets
+from lutra.compiler.assembly import count, innermost_loops
+from lutra.compiler.codegen import cross_compile, foreign_machine, optimise
+from lutra.errors import LutraError
+from lutra.formats import catalog
+from lutra.formats.format import Format
+from lutra.kernels.attention import KERNELS as ATTENTION
+from lutra.kernels.matmul_lut import VECTORS_AT_ONCE, matmul_lut
+from lutra.kernels.matmul_mad import matmul_mad
+from lutra.kernels.plan import plan_for
+
+TARGETS = {target.isa: target for target in targets.TARGETS}
+ELF_MACHINE = {"x86_64": 62, "aarch64": 183}  # e_machine, in bytes 18 and 19
+
+
+def mad(isa: str, format: Format):
+    static = dict(format=format, epilogue="store", has_bias=False, tile_m=1, plan=plan_for("mad", isa, 1))
+    return cross_compile(matmul_mad.trace(**static), TARGETS[isa], "kernel")
+
+
+def lut(isa: str, format: Format):
+    vectors = VECTORS_AT_ONCE[isa]
+    static = dict(format=format, epilogue="store", has_bias=False, tile_m=1, vectors_at_once=vectors)
+    return cross_compile(matmul_lut.trace(**static), TARGETS[isa], "kernel")
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "i8mm", "dotprod", "neon"])
+def test_the_object_belongs_to_the_architecture(isa):
+    code = mad(isa, catalog.ternary())
+    assert code.object[:4] == b"\x7fELF"
+    assert int.from_bytes(code.object[18:20], "little") == ELF_MACHINE[TARGETS[isa].architecture]
+    assert "kernel:" in code.assembly and "@kernel(" in code.llvm
+
+
+# How many multiplications of 16 bytes the 64 rows * 32 weights of a turn take, by instruction set
+@pytest.mark.parametrize(
+    "isa, name, most", [("i8mm", "usdot", 0.25), ("dotprod", "sdot", 0.25), ("neon", "smull", 0.6)]
+)
+def test_multiply_add_uses_the_dot_product(isa, name, most):
+    plan = plan_for("mad", isa, 1)
+    weights = 32 * 16 * plan.tiles * plan.unroll
+    loop = innermost_loops(mad(isa, catalog.ternary()).assembly)[0]
+    products = 8 if name == "smull" else 16
+    assert count(loop)[name] == weights // products
+    assert len(loop) <= most * weights
+
+
+@pytest.mark.parametrize("isa", ["i8mm", "dotprod", "neon"])
+def test_lookup_uses_tbl(isa):
+    loop = innermost_loops(lut(isa, catalog.ternary()).assembly)[0]
+    assert count(loop)["tbl"] == 2 * 2 * 8 * 64 // 16  # planes, halves, quads of 32 weights, rows over lanes
+
+
+@pytest.mark.parametrize("isa", ["i8mm", "neon"])
+def test_multiply_and_add_stay_two_roundings(isa):
+    static = dict(heads=4, kv_heads=2, head_dim=64, tile=2, span=1, cache_dtype="f16")
+    assembly = cross_compile(ATTENTION["f16"].trace(**static), TARGETS[isa], "kernel").assembly
+    assert "fmul" in assembly and "fmla" not in assembly and "fmadd" not in assembly
+    assert "fcvtl" in assembly  # f16 by the instruction, not by shifts
+
+
+def test_waiting_threads_hint_to_an_arm_cpu():
+    machine = foreign_machine(TARGETS["neon"], "aarch64")
+    module = optimise(launch.runtime_text("aarch64"), machine)
+    assert "\tisb" in machine.emit_assembly(module)
+    assert "fence seq_cst" in launch.runtime_text("riscv64")
+
+
+def test_portable_alone_is_no_computer():
+    with pytest.raises(LutraError, match="expected a target of one architecture, got portable; name one"):
+        cross_compile(matmul_mad.trace(format=catalog.ternary(), epilogue="store", has_bias=False, tile_m=1,
+                                       plan=plan_for("mad", "portable", 1)), TARGETS["portable"], "kernel")  # fmt: skip
