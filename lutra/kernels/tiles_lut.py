@@ -34,6 +34,7 @@ from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight, interleave_pairs
 
 TILE = 64  # rows of a tile
 QUADS = CHUNK // 4  # lookups per row, plane and chunk
+MAX_BITS = 4  # one index byte for each plane of a row: what a 32-bit lane and its dot4 hold
 TABLE_BIAS = 512  # makes every table entry, |entry| <= 4 * 127, positive
 HALF_BITS = 5  # entry + bias < 2**10
 _BLOCK = 16  # tiles that are re-ordered at a time, so that temporaries stay in the cache
@@ -50,10 +51,10 @@ def split_tables(tables: np.ndarray) -> np.ndarray:
 
 
 def tile_lut(weight: QTensor) -> TiledWeight:
-    """Put a planes weight of 1 to 4 bits into lut order.  Raises FormatError for other storage."""
+    """Put a planes weight of 1 to 4 bits into lut order.  Raises FormatError for other storage and widths."""
     format = weight.format
-    if format.storage != "planes":
-        raise FormatError(f"expected bit planes for table lookup, got {format.name}; use mad order")
+    if format.storage != "planes" or format.bits > MAX_BITS:
+        raise FormatError(f"expected 1 to {MAX_BITS} bit planes for table lookup, got {format.name}; use mad order")
     n, k = weight.shape
     words = np.ascontiguousarray(weight.packed).view(np.uint32)  # [N, words]
     words = _pad_rows(words.reshape(n, -1, format.bits))  # [N, chunks, words of a chunk]: 32 * bits / 32 = bits of them

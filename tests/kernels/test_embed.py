@@ -52,7 +52,7 @@ def test_dense_tables_widen_exactly(dtype, isa):
     assert np.array_equal(rows_of(tile_dense(w), isa=isa), w[TOKENS].astype(np.float32))
 
 
-@pytest.mark.parametrize("name", ["planes3-g64-mins", "planes1-g32-mins"])
+@pytest.mark.parametrize("name", ["planes3-g64-mins", "planes1-g32-mins", "planes7-g16"])
 def test_the_interpreter_agrees_and_stays_inside_the_buffers(name):
     step = embed.bind(tile_mad(random_weight(catalog.find(name), 50, 45)), TOKENS, aligned((5, 64), np.float32))
     step.launch.kernel.check(step.launch.args, 5, **step.launch.static)

@@ -226,8 +226,9 @@ def test_what_does_not_fit_is_refused():
     def bind(weight=None, x=x, epilogue="store", tile_m=1, **options):
         matmul_lut.bind(weight or tile_lut(w), x, y, state(1), epilogue=epilogue, tile_m=tile_m, **options)
 
-    with pytest.raises(FormatError, match="expected bit planes"):
-        tile_lut(random_weight(catalog.int8(32), 4, 32))
+    for wide in (catalog.int8(32), catalog.planes(5, 32)):
+        with pytest.raises(FormatError, match=f"expected 1 to 4 bit planes for table lookup, got {wide.name}; use mad"):
+            tile_lut(random_weight(wide, 4, 32))
     with pytest.raises(KernelError, match="expected a weight in lut order, got mad"):
         bind(tile_mad(w))
     with pytest.raises(KernelError, match="without tables"):

@@ -11,7 +11,8 @@ from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import TiledWeight, interleave_rows, tile_dense, tile_mad
 from tests.kernels.linears import random_weight
 
-FORMATS = ["ternary", "planes1-g128-mins", "planes3-g16-f32", "planes4-g32", "planes2-g128-zeros", "int8-g16-f32"]
+FORMATS = ["ternary", "planes1-g128-mins", "planes3-g16-f32", "planes4-g32", "planes2-g128-zeros", "planes7-row",
+           "int8-g16-f32"]  # fmt: skip
 
 
 def words(t: TiledWeight) -> np.ndarray:
