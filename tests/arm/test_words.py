@@ -17,6 +17,8 @@ from tests.compiler.test_words import (
     integer_words,
     low_bit_arguments,
     low_bit_words,
+    wide_lookup,
+    wide_lookup_arguments,
 )
 
 
@@ -54,3 +56,9 @@ def test_every_half_and_the_hard_floats(emulator, isa, lanes):
 def test_low_bit_words_at_their_extremes(emulator, isa, lanes, bound, signed_bound):
     args = low_bit_arguments(bound, signed_bound)
     check(emulator, low_bit_words, args, isa, lanes=lanes, bound=bound, signed_bound=signed_bound)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("start", [0, 128])
+def test_lookup_in_128_bytes(emulator, isa, start):
+    check(emulator, wide_lookup, wide_lookup_arguments(start), isa, lanes=64)
