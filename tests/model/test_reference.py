@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from lutra.compiler.launch import Workers
+from lutra.engine.llm import LLM
+from lutra.engine.params import SamplingParams
 from lutra.files import open_model
 from lutra.model.config import config_from
 from lutra.model.load import load_weights
@@ -61,10 +63,12 @@ def test_transformers(tmp_path, family):
     _close(_scores(tmp_path)[0], want, DENSE_TOLERANCE)
 
 
-def test_real_model_writes_what_transformers_writes(shared):
+STORIES = Path("data/models/stories260K/stories260Ktok512.gguf")
+
+
+def test_real_model_against_the_plain_decoder(shared):
     """stories260K: 64 greedy tokens, and perplexity within 0.1 %."""
-    path = shared / "data" / "models" / "stories260K" / "stories260Ktok512.gguf"
-    file = open_model(path)
+    file = open_model(shared / STORIES)
     config = config_from(file)
     transformer = Transformer(config, load_weights(file, config), Workers(2), 128, all_logits=True)
     reference = ReferenceDecoder(file, config)
@@ -76,6 +80,35 @@ def test_real_model_writes_what_transformers_writes(shared):
     tokens = theirs[:60]
     want, got = reference.logits(tokens)[:-1], transformer.score(tokens, 0)[:-1].astype(np.float64)
     assert _perplexity(got, tokens) == pytest.approx(_perplexity(want, tokens), rel=1e-3)
+
+
+def test_real_model_writes_what_transformers_writes(shared):
+    """The same, with transformers reading the GGUF file itself."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers and torch: pip install lutra[reference]")
+    torch = pytest.importorskip("torch", reason="needs torch: pip install lutra[reference]")
+    path = shared / STORIES
+    settings = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    settings.pad_token_id = None  # the file names one beyond its vocabulary
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, config=settings, dtype=torch.float32
+    )
+
+    def logits(tokens: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            return model(torch.tensor([tokens])).logits[0].numpy().astype(np.float64)
+
+    llm = LLM.load(path)
+    prompt = llm.tokenizer.encode("Once upon a time")
+    ours, theirs = list(prompt), list(prompt)
+    ours += llm.generate_ids(prompt, SamplingParams(temperature=0, max_tokens=64, ignore_eos=True))
+    for _ in range(64):
+        theirs.append(int(logits(theirs)[-1].argmax()))
+    assert ours == theirs
+    text = (shared / "data/text/tinystories_sample/tiny_stories_944k.txt").read_text("utf-8")[:600]
+    window = [1, *llm.tokenizer.encode(text, add_bos=False)][:128]
+    got = llm.transformer.scorer(128).score(window[:64], 0)
+    want = logits(window[:64])
+    assert _perplexity(got[:-1], window[:64]) == pytest.approx(_perplexity(want[:-1], window[:64]), rel=1e-3)
 
 
 def _perplexity(logits: np.ndarray, tokens: list[int]) -> float:
