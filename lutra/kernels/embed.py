@@ -7,13 +7,13 @@ Columns of x beyond K are not written.  Token ids must lie in the table; the cal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from lutra.compiler.kernel import kernel
 from lutra.compiler.language import (
-    Operand,
     Pointer,
     Value,
     bitcast,
@@ -32,10 +32,12 @@ from lutra.compiler.language import (
 from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.format import Format
-from lutra.kernels.tiles import CHUNK, PAIR, TiledWeight
+from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
+from lutra.kernels.tiles_lut import TILE
 from lutra.kernels.unpack import load_as, take_quad
 
 QUADS = CHUNK // 4
+ORDERS = ("mad", "dense")  # that a row can be taken out of
 
 
 @kernel
@@ -58,7 +60,7 @@ def embed_dense(
 
 
 @kernel
-def embed_mad(
+def embed_codes(
     codes: Pointer[u8],
     scales: Pointer[u8],
     zeros: Pointer[u8],
@@ -71,16 +73,17 @@ def embed_mad(
     task: i64,
     *,
     format,
+    order,
     tail,
 ):
-    """A row of a quantised table: words 128 bytes apart.
+    """A row of a quantised table, four weights at a time.
 
     chunks        chunks of 32 weights that a row is stored with
     whole_chunks  K // 32
     tail          K % 32
     """
     token = load(tokens, task)
-    row = Row(codes, scales, zeros, mins, token // PAIR, token % PAIR, chunks, format)
+    row = Row(codes, scales, zeros, mins, token, chunks, format, QUAD_CODES[order])
     start = task * x_stride
     for chunk in loop(0, whole_chunks):
         for quad in range(QUADS):
@@ -89,26 +92,49 @@ def embed_mad(
         store(x, start + (whole_chunks * CHUNK + k), extract(row.values(whole_chunks, k // 4), k % 4))
 
 
+def mad_codes(codes: Value, token: Value, chunks: Value, chunk: Value, quad: int, bits: int) -> Value:
+    """u8x4 out of mad order: the words of a row are 128 bytes apart."""
+    at = (((token // PAIR) * chunks + chunk) * (bits * PAIR) + token % PAIR) * 4
+    words = [bitcast(load(codes, at + word * (4 * PAIR), 4), u32) for word in range(bits)]
+    return take_quad(words, quad, bits)
+
+
+def lut_codes(codes: Value, token: Value, chunks: Value, chunk: Value, quad: int, bits: int) -> Value:
+    """u8x4 out of lut order (tiles_lut.py): one nibble per plane, its bit j for weight j."""
+    part, lane = token % TILE // ROWS, token % ROWS
+    vectors = (((token // TILE) * chunks + chunk) * (QUADS // 2) + quad // 2) * bits
+    total = None
+    for plane in range(bits):
+        slot = part * bits + plane
+        byte = load(codes, (vectors + slot // 4) * (4 * ROWS) + lane * 4 + slot % 4)
+        nibble = convert(byte >> 4 if quad % 2 else byte & 15, u32)
+        bit = (nibble * SPREAD & 0x01010101) << plane
+        total = bit if total is None else total | bit
+    return bitcast(total, u8)
+
+
+SPREAD = 1 | 1 << 7 | 1 << 14 | 1 << 21  # times a nibble: bit j arrives at bit 8 j, no two meet
+QUAD_CODES = {"mad": mad_codes, "lut": lut_codes}
+
+
 @dataclass(frozen=True)
 class Row:
-    """One row of a weight in mad order: pointers, pair and lane of the row, and what its bits mean."""
+    """One row of a quantised table: pointers, which row, what its bits mean, and how to find them."""
 
     codes: Value
     scales: Value
     zeros: Value
     mins: Value
-    pair: Value
-    lane: Value
+    token: Value
     chunks: Value
     format: Format
+    quad_codes: Callable[..., Value]
 
     def values(self, chunk: Value, quad: int) -> Value:
         """f32x4: weights 4 * quad .. 4 * quad + 3 of a chunk."""
         f = self.format
-        at = ((self.pair * self.chunks + chunk) * (f.bits * PAIR) + self.lane) * 4
-        words = [bitcast(load(self.codes, at + word * (4 * PAIR), 4), u32) for word in range(f.bits)]
         group = self.sidecar_index(chunk, quad)
-        level = convert(take_quad(words, quad, f.bits), i32) - f.zero
+        level = convert(self.quad_codes(self.codes, self.token, self.chunks, chunk, quad, f.bits), i32) - f.zero
         if f.offset == "zeros":
             level = level - splat(convert(load(self.zeros, group), i32), 4)
         value = convert(level, f32) * splat(convert(load_as(self.scales, group, f.scale_dtype), f32), 4)
@@ -116,19 +142,19 @@ class Row:
             value = value + splat(convert(load_as(self.mins, group, f.scale_dtype), f32), 4)
         return value
 
-    def sidecar_index(self, chunk: Value, quad: int) -> Operand:
-        """Where the scale of a quad's group stands."""
+    def sidecar_index(self, chunk: Value, quad: int) -> Value:
+        """Where the scale of a quad's group stands; both orders keep it by pairs."""
         size = self.format.group_size
         if size == 0:
-            return self.pair * PAIR + self.lane
+            return self.token
         group = (chunk * CHUNK + 4 * quad) // size
-        return (self.pair * (self.chunks * CHUNK // size) + group) * PAIR + self.lane
+        return ((self.token // PAIR) * (self.chunks * CHUNK // size) + group) * PAIR + self.token % PAIR
 
 
 def bind(table: TiledWeight, tokens: np.ndarray, x: np.ndarray, *, isa: str | None = None) -> Step:
     """Bind x[row] = table[tokens[row]] to buffers.
 
-    table    mad or dense order, [vocab, hidden]
+    table    mad, lut or dense order, [vocab, hidden]
     tokens   int64 [rows]
     x        f32 [rows, stride >= K]
     Raises KernelError when the buffers do not fit the table.
@@ -142,9 +168,11 @@ def bind(table: TiledWeight, tokens: np.ndarray, x: np.ndarray, *, isa: str | No
     if table.format is None:
         launch = embed_dense.bind(dict(common, padded_k=table.padded_k, k=table.k), isa, dtype=table.dtype)
         return Step(launch, 1, 1)
-    if table.order != "mad":
-        raise KernelError(f"expected an embedding table in mad or dense order, got {table.order}; use tile_mad")
+    if table.order not in QUAD_CODES:
+        raise KernelError(f"expected an embedding table in mad, lut or dense order, got {table.order}; use tile_mad")
     sidecars = dict(scales=table.scales, zeros=table.zeros, mins=table.mins)
     sizes = dict(chunks=table.padded_k // CHUNK, whole_chunks=table.k // CHUNK)
-    launch = embed_mad.bind({**common, **sidecars, **sizes}, isa, format=table.format, tail=table.k % CHUNK)
+    launch = embed_codes.bind(
+        {**common, **sidecars, **sizes}, isa, format=table.format, order=table.order, tail=table.k % CHUNK
+    )
     return Step(launch, 1, 1)
