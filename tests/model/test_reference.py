@@ -18,6 +18,7 @@ from tests.reference_decoder import ReferenceDecoder
 
 TOKENS = [1, *(int(i) for i in np.random.default_rng(6).integers(3, 250, 30))]
 QUANTS = ["F32", "F16", "BF16", *BLOCKS]
+NEEDS = "needs transformers and torch: pip install lutra[reference]"
 FAMILIES = ["llama", "qwen2", "qwen3", "bitnet", "bitnet-master"]
 
 
@@ -55,7 +56,7 @@ def test_hugging_face_folders(tmp_path, family):
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_transformers(tmp_path, family):
     transformers = pytest.importorskip("transformers", reason="needs transformers: pip install lutra[reference]")
-    torch = pytest.importorskip("torch", reason="needs torch: pip install lutra[reference]")
+    torch = pytest.importorskip("torch", reason=NEEDS)
     tiny_hf(tmp_path, family=family)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
@@ -84,8 +85,8 @@ def test_real_model_against_the_plain_decoder(shared):
 
 def test_real_model_writes_what_transformers_writes(shared):
     """The same, with transformers reading the GGUF file itself."""
-    transformers = pytest.importorskip("transformers", reason="needs transformers and torch: pip install lutra[reference]")
-    torch = pytest.importorskip("torch", reason="needs torch: pip install lutra[reference]")
+    transformers = pytest.importorskip("transformers", reason=NEEDS)
+    torch = pytest.importorskip("torch", reason=NEEDS)
     path = shared / STORIES
     settings = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     settings.pad_token_id = None  # the file names one beyond its vocabulary
