@@ -74,6 +74,8 @@ MAD_FORMATS = [
     catalog.planes(2, 16, offset="mins"),
     catalog.planes(3, 64, offset="mins"),
     catalog.planes(4, 32, offset="zeros"),
+    catalog.planes(6, 16, scale_dtype="f32"),
+    catalog.planes(7, 64),
     catalog.int8(32),
     catalog.int8(0),
 ]
