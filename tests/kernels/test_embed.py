@@ -61,7 +61,9 @@ def test_dense_tables_widen_exactly(dtype, isa):
     assert np.array_equal(rows_of(tile_dense(w), isa=isa), w[TOKENS].astype(np.float32))
 
 
-@pytest.mark.parametrize("name, tile", [("planes3-g64-mins", tile_mad), ("planes7-g16", tile_mad), ("ternary", tile_lut)])
+@pytest.mark.parametrize(
+    "name, tile", [("planes3-g64-mins", tile_mad), ("planes7-g16", tile_mad), ("ternary", tile_lut)]
+)
 def test_the_interpreter_agrees_and_stays_inside_the_buffers(name, tile):
     step = embed.bind(tile(random_weight(catalog.find(name), 50, 45)), TOKENS, aligned((5, 64), np.float32))
     step.launch.kernel.check(step.launch.args, 5, **step.launch.static)
