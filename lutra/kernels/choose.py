@@ -21,6 +21,14 @@ from lutra.kernels.tiles_lut import tile_lut
 FAMILIES: dict[str, ModuleType] = {"mad": matmul_mad, "lut": matmul_lut, "dense": matmul_dense}
 TILE = {"mad": tile_mad, "lut": tile_lut}
 
+# ISA and bits → the family of a quantised weight where it is not mad: what pays for building tables.  Decode on one
+# thread of Zen 5, GMAC/s mad : lut   1 bit        2 bits       3 bits      4 bits, groups of 32
+#                            avx512   261 : 259    137 : 133    93 : 88     60 : 59      all at the memory roof
+#                           avxvnni   125 : 189    108 : 111    50 : 73     50 : 48
+#                              avx2    90 : 171     91 : 105    52 : 67     61 : 44
+# With 4 rows at once lut keeps its rate and mad gains (avx2, 2 bits: 112; avxvnni: 189), so only 1 bit is a clear case.
+ORDERS: dict[tuple[str, int], str] = {("avxvnni", 1): "lut", ("avx2", 1): "lut"}
+
 # family and ISA → the row blocks worth having, ascending.  16 vector registers hold fewer sums than 32, and 128-bit
 # registers four times fewer still
 ROW_BLOCKS: dict[tuple[str, str], tuple[int, ...]] = {
@@ -31,12 +39,21 @@ ROW_BLOCKS: dict[tuple[str, str], tuple[int, ...]] = {
 USUAL_ROW_BLOCKS = (1, 2, 4)
 
 
+def choose(weight: QTensor | np.ndarray, isa: str | None = None) -> str:
+    """The kernel family for a weight: a row of ORDERS, else "mad"; "dense" for floats."""
+    if isinstance(weight, np.ndarray):
+        return "dense"
+    return ORDERS.get((targets.choose(isa).isa, weight.format.bits), "mad")
+
+
 def tile(weight: QTensor | np.ndarray, isa: str | None = None, order: str | None = None) -> TiledWeight:
-    """The weight in the order of its family: dense for floats, else `order`, by default mad.
+    """The weight in the order of its family: dense for floats, else `order`, by default what `choose` says.
 
     Raises FormatError for element types no kernel reads, and for a format that the wanted order cannot hold.
     """
-    return TILE[order or "mad"](weight) if isinstance(weight, QTensor) else tile_dense(weight)
+    if isinstance(weight, np.ndarray):
+        return tile_dense(weight)
+    return TILE[order or choose(weight, isa)](weight)
 
 
 def row_blocks(order: str, isa: str) -> tuple[int, ...]:

@@ -1,0 +1,76 @@
+"""The tables of choose.py name kernels that exist, and the door gives what the families give."""
+
+import numpy as np
+import pytest
+
+from lutra.compiler import targets
+from lutra.formats import catalog, integer
+from lutra.kernels import choose, matmul_dense
+from lutra.kernels.activations import allocate
+from lutra.kernels.buffers import aligned
+from lutra.kernels.plan import plan_for
+from lutra.kernels.tiles_lut import split_tables
+from tests.kernels.linears import random_activations, random_weight, run, state
+
+ISAS = [target.isa for target in targets.available()]
+
+
+def test_row_blocks_by_hand():
+    tiled = choose.tile(random_weight(catalog.find("ternary"), 16, 32), order="mad")
+    assert [choose.tile_m(tiled, rows, "portable") for rows in (1, 2, 3, 100)] == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_smallest_block_that_holds_all_rows(isa):
+    tiled = choose.tile(random_weight(catalog.find("planes4-g32"), 16, 32), isa=isa)
+    blocks = choose.row_blocks(tiled.order, isa)
+    assert list(blocks) == sorted(blocks) and blocks[0] == 1
+    assert all(16 % block == 0 for block in blocks)  # buffers are padded to 16 rows
+    for rows in range(1, 40):
+        block = choose.tile_m(tiled, rows, isa)
+        assert block in blocks and (block >= rows or block == blocks[-1])
+        assert all(smaller < rows for smaller in blocks if smaller < block)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_plan_divides_a_pair_and_a_chunk(isa):
+    for order in ("mad", "dense"):
+        for block in choose.row_blocks(order, isa):
+            plan = plan_for(order, isa, block)
+            assert plan.tiles in (1, 2) and plan.accumulators in (1, 2, 4, 8) and plan.unroll >= 1
+
+
+def test_families_of_weights():
+    assert choose.choose(np.zeros((2, 2), np.float32)) == "dense"
+    assert set(choose.ORDERS.values()) <= set(choose.TILE)
+    for (isa, bits), order in choose.ORDERS.items():
+        weight = random_weight(catalog.planes(bits, 32), 2, 32)
+        if isa in ISAS:
+            assert choose.choose(weight, isa) == order == choose.tile(weight, isa).order
+    assert choose.tile(random_weight(catalog.planes(1, 32), 2, 32), order="mad").order == "mad"
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "portable"])
+@pytest.mark.parametrize("name", ["planes1-g128-mins", "ternary"])
+def test_every_family_gives_the_same_bits(name, isa):
+    w, m = random_weight(catalog.find(name), 70, 100), 3
+    x = random_activations(w, m, 4)
+    with_tables = allocate(4, 100, w.format, with_tables=True)
+    for part in ("xq", "xs", "sums"):
+        getattr(with_tables, part)[:] = getattr(x, part)
+    with_tables.tables[:] = split_tables(integer.build_tables(x.xq))
+    want = integer.matmul(x.xq[:m], x.xs[:m], w)
+    for order in ("mad", "lut"):
+        tiled, y = choose.tile(w, order=order), np.zeros((4, 256), np.float32)
+        tile_m = choose.tile_m(tiled, m, isa)
+        step = choose.bind(tiled, with_tables, y, state(m), epilogue="store", column=64, tile_m=tile_m, isa=isa)
+        run(step, m)
+        assert y[:m, 64:134].tobytes() == want.tobytes(), order
+
+
+def test_dense_through_the_door():
+    w = np.random.default_rng(0).standard_normal((40, 33)).astype(np.float16)
+    x, y = aligned((1, 64), np.float32), aligned((1, 64), np.float32)
+    x[:, :33] = 1
+    run(choose.bind(choose.tile(w), x, y, state(1), epilogue="store", tile_m=1), 1)
+    assert np.array_equal(y[:, :40], matmul_dense.dense_spec(x[:, :33], w))
