@@ -10,7 +10,7 @@ import numpy as np
 from lutra.errors import RequestError
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
-from lutra.kernels import choose
+from lutra.kernels import choose, embed
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import TiledWeight, round_up
 from lutra.model.config import ModelConfig
@@ -25,8 +25,11 @@ SHAPES = {
     "3b": (3200, 8640, 26, 32, 32, 32000),
     "7b": (4096, 11008, 32, 32, 32, 32000),
     "8b": (4096, 14336, 32, 32, 8, 128256),
+    "13b": (5120, 13824, 40, 40, 40, 32000),
+    "70b": (8192, 28672, 80, 64, 8, 32000),
 }
-_SAMPLE_ROWS = 192  # rows that are really random; the rest repeats them, which costs a kernel the same
+_BLOCK = 128  # rows of the largest tile of any order
+_SAMPLE_ROWS = 2 * _BLOCK  # rows that are really random; the rest repeats them, which costs a kernel the same
 
 
 def random_config(shape: str, activation: str = "relu2") -> ModelConfig:
@@ -42,47 +45,93 @@ def random_config(shape: str, activation: str = "relu2") -> ModelConfig:
     )  # fmt: skip
 
 
-def random_weights(config: ModelConfig, format: Format, order: str | None = None, seed: int = 0) -> Weights:
-    """Every matrix in `format`, the tied embedding and head too; order forces a kernel family."""
-    rng = np.random.default_rng(seed)
+def linear_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Rows and columns, (N, K), of the matrices of one layer."""
     c = config
     queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    return {
+        "qkv": (queries + 2 * keys, c.hidden_size),
+        "o": (c.hidden_size, queries),
+        "gate_up": (2 * round_up(c.ffn_size, 16), c.hidden_size),
+        "down": (c.hidden_size, c.ffn_size),
+    }
 
-    def linear(n: int, k: int) -> Linear:
-        return Linear(_random_tiled(rng, format, n, k, order))
+
+def random_weights(
+    config: ModelConfig, format: Format, order: str | None = None, seed: int = 0, head: Format | None = None
+) -> Weights:
+    """Every matrix in `format`; order forces a kernel family.
+
+    seed    decides every weight; the same weights come in every order, so that kernel families can be compared
+    head    format of the tied embedding and head, in its usual order; None: as all the others
+    Raises FormatError for a format that the order cannot hold.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = linear_sizes(config)
+
+    def linear(name: str) -> Linear:
+        n, k = sizes[name]
+        return Linear(_repeated(_tiles(rng, format, n, k, order), n))
 
     layers = [
         LayerWeights(
-            attn_norm=np.ones(c.hidden_size, np.float32),
-            qkv=(linear(queries + 2 * keys, c.hidden_size),),
+            attn_norm=np.ones(config.hidden_size, np.float32),
+            qkv=(linear("qkv"),),
             q_norm=None,
             k_norm=None,
-            attn_sub_norm=np.ones(queries, np.float32),
-            o=linear(c.hidden_size, queries),
-            ffn_norm=np.ones(c.hidden_size, np.float32),
-            gate_up=linear(2 * round_up(c.ffn_size, 16), c.hidden_size),
-            ffn_sub_norm=np.ones(c.ffn_size, np.float32),
-            down=linear(c.hidden_size, c.ffn_size),
+            attn_sub_norm=np.ones(sizes["o"][1], np.float32),
+            o=linear("o"),
+            ffn_norm=np.ones(config.hidden_size, np.float32),
+            gate_up=linear("gate_up"),
+            ffn_sub_norm=np.ones(config.ffn_size, np.float32),
+            down=linear("down"),
         )
-        for _ in range(c.num_layers)
+        for _ in range(config.num_layers)
     ]
-    head = linear(c.vocab_size, c.hidden_size)
-    return Weights(head.weight, layers, np.ones(c.hidden_size, np.float32), head)
+    tables = [_repeated(tile, config.vocab_size) for tile in _head_tiles(rng, config, format, order, head)]
+    return Weights(tables[0], layers, np.ones(config.hidden_size, np.float32), Linear(tables[-1]))
 
 
-def _random_tiled(rng: np.random.Generator, format: Format, n: int, k: int, order: str | None) -> TiledWeight:
-    """Tile a few random rows and repeat the tiles to the wanted N."""
-    small = choose.tile(_random_tensor(rng, format, min(n, _SAMPLE_ROWS), k), order=order)
-    block = 64  # rows of the largest tile of any order
-    padded_n = round_up(n, block)
-    repeated = {
-        name: _repeat(getattr(small, name), padded_n, small.padded_n) for name in ("codes", "scales", "zeros", "mins")
-    }
-    return replace(small, n=n, padded_n=padded_n, **repeated)
+def weight_bytes(config: ModelConfig, format: Format, order: str | None = None, head: Format | None = None) -> int:
+    """Bytes of memory that `random_weights` takes, without taking them.  Raises FormatError as it does."""
+    rng = np.random.default_rng(0)
+    layer = sum(_bytes(_tiles(rng, format, n, k, order), n) for n, k in linear_sizes(config).values())
+    tables = _head_tiles(rng, config, format, order, head)
+    return config.num_layers * layer + sum(_bytes(tile, config.vocab_size) for tile in tables)
+
+
+def _bytes(tile: TiledWeight, n: int) -> int:
+    return tile.num_bytes * round_up(n, _BLOCK) // tile.padded_n
+
+
+def _tiles(rng: np.random.Generator, format: Format, n: int, k: int, order: str | None) -> TiledWeight:
+    return choose.tile(_sample(rng, format, n, k), order=order)
+
+
+def _head_tiles(
+    rng: np.random.Generator, config: ModelConfig, format: Format, order: str | None, head: Format | None
+) -> list[TiledWeight]:
+    """Sampled tiles of the embedding and the head: one for both where rows can be taken out of the head's order."""
+    table = _sample(rng, head or format, config.vocab_size, config.hidden_size)
+    tile = choose.tile(table, order=order if head in (None, format) else None)
+    return [tile] if tile.order in embed.ORDERS else [choose.tile(table, order="mad"), tile]
+
+
+def _repeated(small: TiledWeight, n: int) -> TiledWeight:
+    """Repeat a few tiles to the wanted N."""
+    padded_n = round_up(n, _BLOCK)
+
+    def repeat(values: np.ndarray) -> np.ndarray:
+        return _repeat(values, padded_n, small.padded_n)
+
+    return replace(
+        small, n=n, padded_n=padded_n,
+        codes=repeat(small.codes), scales=repeat(small.scales), zeros=repeat(small.zeros), mins=repeat(small.mins),
+    )  # fmt: skip
 
 
 def _repeat(values: np.ndarray, rows: int, sample_rows: int) -> np.ndarray:
-    if values.size == 1:
+    if values.size == 1:  # a format without them
         return values
     out = aligned((values.size * rows // sample_rows,), values.dtype)
     for start in range(0, out.size, values.size):
@@ -90,7 +139,9 @@ def _repeat(values: np.ndarray, rows: int, sample_rows: int) -> np.ndarray:
     return out
 
 
-def _random_tensor(rng: np.random.Generator, format: Format, n: int, k: int) -> QTensor:
+def _sample(rng: np.random.Generator, format: Format, n: int, k: int) -> QTensor:
+    """The first rows of a random matrix [n, k], as many as are really random; whole tiles of them."""
+    n = min(round_up(n, _BLOCK), _SAMPLE_ROWS)
     groups = -(-k // format.group_size) if format.group_size else 1
     levels = 3 if format.alphabet == "trit" else 2**format.bits
     codes = rng.integers(0, levels, (n, k), dtype=np.uint8)

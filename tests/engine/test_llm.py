@@ -104,7 +104,9 @@ def test_a_text_may_fill_the_context_and_ends_there(llm: LLM, length: int) -> No
     assert llm.sequence.num_cached == 64
 
 
-@pytest.mark.parametrize(("prompt", "message"), [([5] * 65, "at most 64 tokens, got 65; .*--ctx"), ([], "at least one")])
+@pytest.mark.parametrize(
+    ("prompt", "message"), [([5] * 65, "at most 64 tokens, got 65; .*--ctx"), ([], "at least one token, got none")]
+)
 def test_prompts_without_room_or_tokens(llm: LLM, prompt: list[int], message: str) -> None:
     with pytest.raises(CapacityError, match=message):
         next(llm.generate_ids(prompt, GREEDY))

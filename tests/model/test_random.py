@@ -1,0 +1,91 @@
+"""Random decoders of every format run, and every kernel family and instruction set gives them the same bits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lutra.compiler import targets
+from lutra.compiler.launch import Workers
+from lutra.errors import RequestError
+from lutra.formats import catalog
+from lutra.kernels import choose
+from lutra.model.config import ModelConfig
+from lutra.model.random import SHAPES, random_config, random_weights
+from lutra.model.transformer import Transformer
+
+TOKENS = [1, 3, 200, 7, 9, 30]
+ISAS = [target.isa for target in targets.available()]
+LOOKED_UP = [name for name, form in catalog.FORMATS.items() if form.storage == "planes" and form.bits <= 4]
+
+
+def small_config() -> ModelConfig:
+    """The tiny shape with one layer and a vocabulary that is no multiple of a tile."""
+    return replace(random_config("tiny"), num_layers=1, vocab_size=300)
+
+
+def logits(name: str, order: str | None, chunk: int = 1, isa: str | None = None) -> np.ndarray:
+    """Logits after the last of TOKENS, taken `chunk` at a time; f32 [vocab]."""
+    config = small_config()
+    weights = random_weights(config, catalog.find(name), order)
+    transformer = Transformer(config, weights, Workers(1), 16, chunk=16, isa=isa)
+    for start in range(0, len(TOKENS), chunk):
+        out = transformer.prefill(TOKENS[start : start + chunk], start)
+    return out
+
+
+def assert_same_bits(got: np.ndarray, want: np.ndarray) -> None:
+    np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+@pytest.mark.parametrize("name", catalog.FORMATS)
+def test_every_format_runs(name: str) -> None:
+    out = logits(name, None)
+    assert np.isfinite(out).all() and out.std() > 0
+
+
+@pytest.mark.parametrize("name", LOOKED_UP)
+def test_lookup_and_multiply_add_give_the_same_bits(name: str) -> None:
+    assert_same_bits(logits(name, "lut"), logits(name, "mad"))
+
+
+@pytest.mark.parametrize("name", ["ternary", "planes3-g128-zeros", "planes4-g32-mins"])
+def test_several_rows_at_once_give_the_same_bits(name: str) -> None:
+    want = logits(name, "mad")
+    assert_same_bits(logits(name, "mad", chunk=6), want)
+    assert_same_bits(logits(name, "lut", chunk=5), want)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set_gives_the_same_bits(isa: str) -> None:
+    assert_same_bits(logits("ternary", "lut", isa=isa), logits("ternary", "mad"))
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    config, format = small_config(), catalog.find("ternary")
+    first, again, other = (random_weights(config, format, seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(first.embed.codes, again.embed.codes)
+    assert not np.array_equal(first.embed.codes, other.embed.codes)
+
+
+@pytest.mark.parametrize("order", ["mad", "lut"])
+def test_every_row_has_its_weights(order: str) -> None:
+    """Rows beyond the sampled ones repeat them, tile by tile: as many codes and scales as a whole weight has."""
+    config, format = replace(random_config("tiny"), num_layers=1), catalog.find("planes2-g64-mins")
+    head = random_weights(config, format, order).head.weight
+    assert (head.n, head.k, head.order) == (4096, 256, order)
+    assert head.codes.size == 4096 * 256 * 2 // 8
+    assert head.scales.nbytes == head.mins.nbytes == 4096 * 256 // 64 * 2
+    assert choose.tile_m(head, 1) == 1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_are_decoders(shape: str) -> None:
+    config = random_config(shape)
+    assert config.hidden_size % config.num_heads == 0 and config.num_heads % config.num_kv_heads == 0
+    assert config.head_dim % 2 == 0
+
+
+def test_an_unknown_shape_lists_the_known_ones() -> None:
+    with pytest.raises(RequestError, match="expected a shape of tiny, .*, got '9b'; choose"):
+        random_config("9b")
