@@ -40,10 +40,10 @@ class LazyTensor:
 class ModelFile:
     """An open model.
 
-    path      what was opened: a .gguf file, a folder, or a .safetensors file
-    kind      "gguf" | "safetensors"
-    metadata  GGUF key-values as Python values, or the parsed config.json
-    tensors   by lutra's names (names.py)
+    path      what was opened: a .gguf file, a folder, a .safetensors file, or a .lutra file
+    kind      "gguf" | "safetensors" | "packed"
+    metadata  GGUF key-values as Python values, the parsed config.json, or the header of a packed file
+    tensors   by lutra's names (names.py); arrays of a packed file by those of model/packed.py
     unknown   stored tensors that names.py has no name for: reported, never read
     """
 

@@ -86,7 +86,7 @@ def read_file(path: Path) -> dict[str, StoredTensor]:
     data = map_file(path)
     return {
         name: StoredTensor(path, name, entry.dtype, entry.shape, data[entry.begin : entry.begin + entry.num_bytes])
-        for name, entry in read_header(path, data).items()
+        for name, entry in read_header(path, data)[0].items()
     }
 
 

@@ -36,10 +36,11 @@ class Entry:
     num_bytes: int
 
 
-def read_header(path: Path, data: np.ndarray) -> dict[str, Entry]:
+def read_header(path: Path, data: np.ndarray) -> tuple[dict[str, Entry], dict[str, str]]:
     """Read and check the header.
 
     data     uint8 [file size]    the mapped file
+    returns  the tensors, and what stands in __metadata__
     raises   FileError            length, JSON, an entry's fields, sizes that disagree, tensors outside the file or
                                   overlapping
     """
@@ -49,10 +50,12 @@ def read_header(path: Path, data: np.ndarray) -> dict[str, Entry]:
                       "the file is cut short, or not a safetensors file: download it again")
     begin = 8 + length
     header = parse_object(path, "header", data[8:begin].tobytes())
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise refusal(path, "__metadata__", "an object of texts", shown(metadata), BROKEN)
     entries = {name: _entry(path, name, item, begin) for name, item in header.items()}
     check_spans(path, [(entry.begin, entry.num_bytes, name) for name, entry in entries.items()], 0, len(data))
-    return entries
+    return entries, metadata
 
 
 def _entry(path: Path, name: str, item: object, begin: int) -> Entry:

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import difflib
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lutra.errors import FormatError
 from lutra.formats.format import AXES, Format
@@ -147,6 +149,45 @@ def _every() -> dict[str, Format]:
                 made.append(planes(bits, group, offset=str(offset), **axes))  # type: ignore[arg-type]
             found |= {form.name: form for form in made}
     return found
+
+
+STATED_AXES = ("alphabet", "bits", "group_size", "zero", "scale_dtype", "offset", "activation_group")
+
+
+def axes_of(format: Format) -> dict[str, object]:
+    """Say a format by its axes, as a file may hold it: `from_axes` makes it again."""
+    return {axis: getattr(format, axis) for axis in STATED_AXES}
+
+
+def from_axes(stated: Mapping[str, object]) -> Format:
+    """Make the format whose axes somebody states, of whatever type: nothing in it is believed.
+
+    raises   FormatError   an axis missing, one too many, a value it has not, or values that contradict each other
+    """
+    if set(stated) != set(STATED_AXES):
+        raise FormatError(f"expected the axes {', '.join(STATED_AXES)} of a format, got {len(stated)} others; "
+                          "write the file again")  # fmt: skip
+    known = {axis: _known(axis, stated[axis]) for axis in STATED_AXES}
+    group, always = known["group_size"], {axis: known[axis] for axis in ("scale_dtype", "activation_group")}
+    if known["alphabet"] == "trit":
+        made = ternary(group, **always)
+    elif known["bits"] == 8:
+        made = int8(group, **always)
+    else:
+        made = planes(known["bits"], group, zero=known["zero"], offset=known["offset"], **always)
+    if axes_of(made) != dict(stated):
+        raise FormatError(f"expected axes that agree, as those of {made.name} do, got others; write the file again")
+    return made
+
+
+def _known(axis: str, value: object) -> Any:
+    """Return the axis's own value that equals `value`, types included: True is not 1 bit."""
+    values = {"zero": tuple(range(256)), "activation_group": AXES["group_size"]}.get(axis) or AXES[axis]
+    found = [known for known in values if type(known) is type(value) and known == value]
+    if not found:
+        few = ", ".join(map(str, values[:8]))
+        raise FormatError(f"format: {axis}: expected one of {few}, got {str(value)[:40]!r}; write the file again")
+    return found[0]
 
 
 def describe(name: str) -> str:

@@ -1,8 +1,8 @@
-"""What a decoder looks like in numbers: read from GGUF metadata or config.json, checked at the door."""
+"""What a decoder looks like in numbers: read from GGUF metadata, config.json or a packed file, checked at the door."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lutra.errors import FileError
@@ -74,7 +74,8 @@ def config_from(model_file: ModelFile) -> ModelConfig:
 
     raises   FileError    an unknown family, a missing or absurd size, or a feature lutra does not compute
     """
-    return _from_gguf(model_file) if model_file.kind == "gguf" else _from_hugging_face(model_file)
+    readers = {"gguf": _from_gguf, "safetensors": _from_hugging_face, "packed": _from_packed}
+    return readers[model_file.kind](model_file)
 
 
 def _from_gguf(model_file: ModelFile) -> ModelConfig:
@@ -144,6 +145,38 @@ def _from_hugging_face(model_file: ModelFile) -> ModelConfig:
         eos_ids=tuple(dict.fromkeys(token for ids in declared for token in ids)),
         chat_template=find_template(model_file),
     )
+
+
+def _from_packed(model_file: ModelFile) -> ModelConfig:
+    """Read what `to_json` made, and believe no more of it than of other files."""
+    stated = model_file.metadata.get("config")
+    if not isinstance(stated, dict):
+        raise refusal(model_file.path, "config", "an object", shown(stated), "pack the model again")
+    fields = Fields(model_file.path, {f"config.{name}": value for name, value in stated.items()}, "config.")
+    fields.require("architecture", tuple(BY_NAME), "use a model of one of these families")
+    fields.require("activation", tuple(ACTIVATIONS.values()), "use a model with one of these activations")
+    sizes = {name: fields.integer(name, low, high) for name, (_, _, low, high) in SIZES.items()}
+    theta, scaling = scaling_from_hugging_face(fields, 0.0)
+    flags = ("tied", "attn_sub_norm", "ffn_sub_norm", "qk_norm", "qkv_bias")
+    return ModelConfig(
+        architecture=fields.text("architecture"),
+        **sizes,
+        **_heads(fields, sizes, "num_kv_heads", "head_dim"),
+        vocab_size=fields.integer("vocab_size", 1, MAX_VOCAB),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_eps=fields.number("norm_eps", 0.0, 1.0),
+        activation=fields.text("activation"),
+        **{name: fields.flag(name, False) for name in flags},
+        bos_id=_token_id(fields, "bos_id"),
+        eos_ids=_eos_ids(fields, "eos_ids"),
+        chat_template=fields.text("chat_template", "") or None,
+    )
+
+
+def to_json(config: ModelConfig) -> dict[str, Any]:
+    """Say a config in values that JSON has."""
+    return asdict(config) | {"eos_ids": list(config.eos_ids)}
 
 
 def _hugging_face_family(fields: Fields) -> Family:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from lutra.model.load import Model
+from lutra.model.packed import linears
 
 _COLUMNS = ("tensor", "stored as", "shape", "runs as")
 
 
 def describe(model: Model) -> str:
     """Sizes of the decoder, bytes a decode step reads, and a line per tensor."""
-    rows = [_COLUMNS]
-    for tensor in model.file.tensors.values():
-        shape = " x ".join(map(str, tensor.shape))
-        rows.append((tensor.name, tensor.stored_type, shape, tensor.recoded))
+    rows = [_COLUMNS, *(_packed_rows(model) if model.file.kind == "packed" else _tensor_rows(model))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     unknown = [f"not used: {name}" for name in model.file.unknown]
     return "\n".join([*_summary(model), "", *table, *unknown])
+
+
+def _tensor_rows(model: Model) -> Iterator[tuple[str, ...]]:
+    for tensor in model.file.tensors.values():
+        yield tensor.name, tensor.stored_type, " x ".join(map(str, tensor.shape)), tensor.recoded
+
+
+def _packed_rows(model: Model) -> Iterator[tuple[str, ...]]:
+    for name, linear in linears(model.weights):
+        weight = linear.weight
+        kind = weight.dtype if weight.format is None else weight.format.name
+        yield name, f"{kind}, {weight.order} order", f"{weight.n} x {weight.k}", "used in place"
 
 
 def _summary(model: Model) -> list[str]:

@@ -63,19 +63,23 @@ class LibraryTokenizer:
         return list(full[: starts[0]]) if starts else []
 
 
-def from_tokenizer_json(path: Path) -> LibraryTokenizer:
-    """Read a tokenizer.json.
-
-    raises   FileError    missing, too large, or not a tokenizer the library knows
-    """
+def read_tokenizer_json(path: Path) -> bytes:
+    """Read the text of a tokenizer.json.  raises FileError: missing, unreadable, or too large."""
     try:
         if path.stat().st_size > MAX_TOKENIZER_BYTES:
             raise refusal(path, "file", f"at most {MAX_TOKENIZER_BYTES} bytes", f"{path.stat().st_size} bytes", DO)
-        text = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         reason = error.strerror or type(error).__name__
         do = "put the model's tokenizer.json beside its config.json"
         raise refusal(path, "file", "a tokenizer.json", reason, do) from None
+
+
+def from_tokenizer_json(path: Path, text: bytes) -> LibraryTokenizer:
+    """Make the tokenizer of a tokenizer.json's text; `path` is for messages.
+
+    raises   FileError    not a tokenizer the library knows
+    """
     return LibraryTokenizer(_build(lambda: tokenizers.Tokenizer.from_buffer(text), path), path)
 
 

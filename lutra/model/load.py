@@ -13,6 +13,8 @@ from lutra.errors import CapacityError, FileError
 from lutra.files import open_model
 from lutra.files.model_file import ModelFile
 from lutra.formats.qtensor import QTensor
+from lutra.kernels import embed
+from lutra.model import packed
 from lutra.model.config import ModelConfig, config_from
 from lutra.model.tokenizer import Tokenizer
 from lutra.model.transformer import Transformer
@@ -42,7 +44,7 @@ def load_model(path: str | Path, threads: int, context: int | None, progress: Pr
     if context is not None and not 1 <= context <= config.max_context:
         raise CapacityError(f"expected a context of 1 to {config.max_context} tokens, got {context}; change --ctx")
     tokenizer = Tokenizer.from_file(file)
-    weights = load_weights(file, config, progress or (lambda label, done, total: None))
+    weights = packed.load(file, config) if file.kind == "packed" else load_weights(file, config, progress or _silent)
     factors = file.tensors["rope_freqs"].read() if "rope_freqs" in file.tensors else None
     assert not isinstance(factors, QTensor)
     room = context or min(config.max_context, DEFAULT_CONTEXT)
@@ -50,13 +52,21 @@ def load_model(path: str | Path, threads: int, context: int | None, progress: Pr
     return Model(file, config, tokenizer, weights, transformer)
 
 
+def _silent(label: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
 @dataclass(frozen=True)
 class Reader:
-    """Reads tensors by lutra's names and checks them against the config."""
+    """Reads tensors by lutra's names and checks them against the config.
+
+    order   kernel family to tile for where it takes the format, None for the usual
+    """
 
     file: ModelFile
     config: ModelConfig
     used: set[str]
+    order: str | None = None
 
     def matrix(self, name: str, rows: int, columns: int) -> Matrix:
         """A weight [rows, columns]; masters of models trained with int8 activations become ternary."""
@@ -99,26 +109,30 @@ class Reader:
         return tensor.read()
 
 
-def load_weights(file: ModelFile, config: ModelConfig, progress: Progress = lambda label, done, total: None) -> Weights:
-    """Read and tile every weight of the model.
+def load_weights(
+    file: ModelFile, config: ModelConfig, progress: Progress = _silent, order: str | None = None
+) -> Weights:
+    """Read and tile every weight of the model; order as for Reader.
 
     Raises FileError for a missing tensor, a shape that contradicts the config, or values without meaning.
     """
-    reader = Reader(file, config, set())
+    reader = Reader(file, config, set(), order)
     total = config.num_layers + 2
-    embed = tile(reader.matrix("embed", config.vocab_size, config.hidden_size))
+    table = reader.matrix("embed", config.vocab_size, config.hidden_size)
+    rows = tile(table, order=order if order in embed.ORDERS else None)
     progress("embedding", 1, total)
     layers = []
     for index in range(config.num_layers):
         layers.append(_layer(reader, f"layers.{index}."))
         progress(f"layer {index + 1} of {config.num_layers}", index + 2, total)
-    head = embed
-    if not config.tied:
-        head = tile(reader.matrix("head", config.vocab_size, config.hidden_size))
+    head = rows
+    if not config.tied or order not in (None, *embed.ORDERS):
+        matrix = table if config.tied else reader.matrix("head", config.vocab_size, config.hidden_size)
+        head = tile(matrix, order=order)
     final_norm = reader.vector("final_norm", config.hidden_size)
     progress("head", total, total)
     reader.check_all_used()
-    return Weights(embed.weight, layers, final_norm, Linear(head.weight))
+    return Weights(rows.weight, layers, final_norm, Linear(head.weight))
 
 
 def _layer(reader: Reader, prefix: str) -> LayerWeights:
@@ -131,13 +145,13 @@ def _layer(reader: Reader, prefix: str) -> LayerWeights:
     gate, up = (reader.matrix(prefix + name, c.ffn_size, c.hidden_size) for name in ("gate", "up"))
     return LayerWeights(
         attn_norm=reader.vector(prefix + "attn_norm", c.hidden_size),
-        qkv=side_by_side(qkv, biases),
+        qkv=side_by_side(qkv, biases, reader.order),
         q_norm=reader.optional(prefix + "q_norm", c.head_dim, c.qk_norm),
         k_norm=reader.optional(prefix + "k_norm", c.head_dim, c.qk_norm),
         attn_sub_norm=reader.optional(prefix + "attn_sub_norm", queries, c.attn_sub_norm),
-        o=tile(reader.matrix(prefix + "o", c.hidden_size, queries), o_bias),
+        o=tile(reader.matrix(prefix + "o", c.hidden_size, queries), o_bias, order=reader.order),
         ffn_norm=reader.vector(prefix + "ffn_norm", c.hidden_size),
-        gate_up=gated(gate, up),
+        gate_up=gated(gate, up, reader.order),
         ffn_sub_norm=reader.optional(prefix + "ffn_sub_norm", c.ffn_size, c.ffn_sub_norm),
-        down=tile(reader.matrix(prefix + "down", c.hidden_size, c.ffn_size)),
+        down=tile(reader.matrix(prefix + "down", c.hidden_size, c.ffn_size), order=reader.order),
     )

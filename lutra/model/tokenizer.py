@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from lutra.errors import FileError, RequestError
-from lutra.files.door import refusal, shown
+from lutra.files.door import parse_object, refusal, shown
 from lutra.files.model_file import ModelFile
-from lutra.model.config import MAX_VOCAB, config_from
+from lutra.model.config import MAX_VOCAB, ModelConfig, config_from
 from lutra.model.fields import Fields, side_file
 from lutra.model.pieces import StreamDecoder
 from lutra.model.special import SpecialToken, SpecialTokens
 from lutra.model.spm import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, SentencePiece
 
+if TYPE_CHECKING:
+    from lutra.model.library_tokenizer import LibraryTokenizer
+
 # Tokens that end a turn of a chat; whichever the vocabulary has ends a generation, declared as end token or not.
 END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>")
+TOKENIZER_JSON, VOCABULARY_JSON = "tokenizer.json", "vocabulary.json"  # Hugging Face's file; GGUF's key-values as JSON
+VOCABULARY_KEYS = (  # of a GGUF file, all that a tokenizer is made of
+    "general.architecture",
+    *(f"tokenizer.ggml.{name}" for name in ("model", "pre", "tokens", "token_type", "scores", "merges")),
+    *(f"tokenizer.ggml.{name}" for name in ("add_bos_token", "add_space_prefix", "unknown_token_id")),
+)
 MAX_TEXT_CHARS = 1 << 25
 CACHED_TOKENS = 1 << 16
 DO = "convert the model again with a current tool"
@@ -55,11 +68,12 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, model_file: ModelFile) -> Tokenizer:
-        """Read the tokenizer of a GGUF file, or of the tokenizer.json beside a config.json.
+        """Read the tokenizer of a GGUF file, of the tokenizer.json beside a config.json, or of a packed file.
 
         raises   FileError    missing or broken, or of a kind lutra does not run
         """
-        return _from_gguf(model_file) if model_file.kind == "gguf" else _from_folder(model_file)
+        readers = {"gguf": _from_gguf, "safetensors": _from_folder, "packed": _from_packed}
+        return readers[model_file.kind](model_file)
 
     def encode(self, text: str, add_bos: bool = True, parse_special: bool = False) -> list[int]:
         """Return token ids.
@@ -105,7 +119,12 @@ class Tokenizer:
 
 
 def _from_gguf(model_file: ModelFile) -> Tokenizer:
-    fields = Fields(model_file.path, model_file.metadata, "tokenizer.ggml.")
+    return _from_vocabulary(model_file, model_file.metadata)
+
+
+def _from_vocabulary(model_file: ModelFile, metadata: Mapping[str, Any]) -> Tokenizer:
+    """Build the tokenizer that GGUF key-values describe: VOCABULARY_KEYS."""
+    fields = Fields(model_file.path, metadata, "tokenizer.ggml.")
     pieces = _column(fields, "tokens", str, None, "")
     types = _column(fields, "token_type", int, len(pieces), NORMAL)
     config = config_from(model_file)
@@ -135,25 +154,58 @@ def _byte_level(fields: Fields, pieces: list[str], types: list[int]) -> tuple[En
     from lutra.model.pretokenizers import pre_tokenizer
 
     name = fields.get("pre")
-    rule = pre_tokenizer(None if name is None else fields.text("pre"), str(fields.values["general.architecture"]))
+    rule = pre_tokenizer(None if name is None else fields.text("pre"), str(fields.values.get("general.architecture")))
     merges = _column(fields, "merges", str, None, "")
     found = {pieces[i]: kind == CONTROL for i, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)}
     return from_byte_level(fields.path, pieces, merges, found, rule), rule.add_bos
 
 
 def _from_folder(model_file: ModelFile) -> Tokenizer:
-    from lutra.model.library_tokenizer import from_tokenizer_json
+    from lutra.model.library_tokenizer import from_tokenizer_json, read_tokenizer_json
 
-    path = model_file.folder / "tokenizer.json"
-    encoder = from_tokenizer_json(path)
-    special = encoder.special_tokens()
+    path = model_file.folder / TOKENIZER_JSON
+    encoder = from_tokenizer_json(path, read_tokenizer_json(path))
     config = config_from(model_file)
     prefix = encoder.prefix()
     bos_id = prefix[0] if prefix else config.bos_id
-    _check_ids(Fields(path, {}), max(encoder.vocab_size, config.vocab_size), bos_id, config.eos_ids)
     settings = side_file(model_file.folder, "tokenizer_config.json")
     asked = settings is not None and settings.flag("add_bos_token", False)
-    return Tokenizer(encoder, special, bos_id, bool(prefix) or asked, config.eos_ids)
+    return _from_library(path, encoder, config, bos_id, bool(prefix) or asked)
+
+
+def _from_library(
+    path: Path, encoder: LibraryTokenizer, config: ModelConfig, bos_id: int | None, add_bos: bool
+) -> Tokenizer:
+    _check_ids(Fields(path, {}), max(encoder.vocab_size, config.vocab_size), bos_id, config.eos_ids)
+    return Tokenizer(encoder, encoder.special_tokens(), bos_id, add_bos, config.eos_ids)
+
+
+def to_stored(model_file: ModelFile, tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What a packed file keeps of a model's tokenizer: settings for its header, and one file's bytes by name."""
+    settings = {"bos_id": tokenizer.bos_id, "add_bos": tokenizer.add_bos}
+    if model_file.kind == "gguf":
+        found = {key: model_file.metadata[key] for key in VOCABULARY_KEYS if key in model_file.metadata}
+        return settings, {VOCABULARY_JSON: json.dumps(found).encode()}
+    from lutra.model.library_tokenizer import read_tokenizer_json
+
+    return settings, {TOKENIZER_JSON: read_tokenizer_json(model_file.folder / TOKENIZER_JSON)}
+
+
+def _from_packed(model_file: ModelFile) -> Tokenizer:
+    """Read what `to_stored` made."""
+    path = model_file.path
+    if VOCABULARY_JSON in model_file.tensors:
+        text = np.asarray(model_file.tensors[VOCABULARY_JSON].read()).tobytes()
+        return _from_vocabulary(model_file, parse_object(path, VOCABULARY_JSON, text))
+    if TOKENIZER_JSON not in model_file.tensors:
+        raise refusal(path, "tokenizer", f"{TOKENIZER_JSON} or {VOCABULARY_JSON}", "neither", "pack the model again")
+    from lutra.model.library_tokenizer import from_tokenizer_json
+
+    stated = model_file.metadata.get("tokenizer")
+    fields = Fields(path, stated if isinstance(stated, dict) else {})
+    bos_id = None if fields.get("bos_id") is None else fields.integer("bos_id", 0, MAX_VOCAB)
+    encoder = from_tokenizer_json(path, np.asarray(model_file.tensors[TOKENIZER_JSON].read()).tobytes())
+    return _from_library(path, encoder, config_from(model_file), bos_id, fields.flag("add_bos", False))
 
 
 def _column(fields: Fields, key: str, kind: type, length: int | None, default: Any) -> list[Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from lutra.formats.qtensor import QTensor
 from lutra.kernels import choose
+from lutra.kernels.stored import EXTENTS
 from lutra.kernels.tiles import TiledWeight, interleave_rows
 
 Matrix = np.ndarray | QTensor
@@ -64,9 +65,10 @@ class Weights:
         return sum(linear.weight.num_bytes for linear in (*linears, self.head))
 
 
-def tile(matrix: Matrix, bias: np.ndarray | None = None, column: int = 0) -> Linear:
-    """Put a weight into the order of the kernel that `choose` picks for it."""
-    weight = choose.tile(matrix)
+def tile(matrix: Matrix, bias: np.ndarray | None = None, column: int = 0, order: str | None = None) -> Linear:
+    """Put a weight into `order` if that takes its format, else into the order of the kernel that `choose` picks."""
+    holds = order is not None and isinstance(matrix, QTensor) and EXTENTS[order].holds(matrix.format)
+    weight = choose.tile(matrix, order=order if holds else None)
     padded = None
     if bias is not None:
         padded = np.zeros(weight.padded_n, np.float32)
@@ -74,19 +76,21 @@ def tile(matrix: Matrix, bias: np.ndarray | None = None, column: int = 0) -> Lin
     return Linear(weight, padded, column)
 
 
-def side_by_side(matrices: Sequence[Matrix], biases: Sequence[np.ndarray | None]) -> tuple[Linear, ...]:
+def side_by_side(
+    matrices: Sequence[Matrix], biases: Sequence[np.ndarray | None], order: str | None = None
+) -> tuple[Linear, ...]:
     """Weights that read the same input: one Linear if they share a format, else one each, in columns."""
     if _same_format(matrices):
-        return (tile(_stack(matrices), _stack_biases(matrices, biases)),)
+        return (tile(_stack(matrices), _stack_biases(matrices, biases), order=order),)
     columns = np.cumsum([0, *(matrix.shape[0] for matrix in matrices)])
-    return tuple(tile(m, bias, int(column)) for m, bias, column in zip(matrices, biases, columns, strict=False))
+    return tuple(tile(m, bias, int(column), order) for m, bias, column in zip(matrices, biases, columns, strict=False))
 
 
-def gated(gate: Matrix, up: Matrix) -> Linear:
+def gated(gate: Matrix, up: Matrix, order: str | None = None) -> Linear:
     """Gate and up as one weight; where their formats differ both are widened to f32."""
     if not _same_format([gate, up]):
         gate, up = widen(gate), widen(up)
-    return tile(interleave_rows(gate, up))
+    return tile(interleave_rows(gate, up), order=order)
 
 
 def widen(matrix: Matrix) -> np.ndarray:

@@ -1,0 +1,105 @@
+"""How many bytes a weight has in each tile order: what must be there before a kernel may read it.
+
+Kernels trust the sizes they are bound to and check nothing.  A weight whose arrays come out of a file passes `check`
+first, so machine code never reads beyond them.  Values need no check: every code, 3 of a ternary weight too, is a
+number to multiply with or an index masked to its table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lutra.errors import FormatError
+from lutra.formats.format import Format
+from lutra.kernels.tiles import CHUNK, DENSE_DTYPES, PAIR, TiledWeight, round_up
+from lutra.kernels.tiles_lut import MAX_BITS, TILE
+
+MAX_ROW = 1 << 16  # weights that one int32 sum may hold, as in formats/qtensor.py
+MAX_PADDING = TILE  # rows beyond N, at most: buffers have room for no more
+ARRAYS = ("codes", "scales", "zeros", "mins")
+DTYPE_BYTES = {name: dtype.itemsize for dtype, name in DENSE_DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a tile order stores.
+
+    tile        rows that are stored together; arrays hold a multiple
+    holds       which formats it takes; None stands for dense
+    row_bytes   (format, dtype, padded_k) → bytes of codes per row
+    """
+
+    tile: int
+    holds: Callable[[Format | None], bool]
+    row_bytes: Callable[[Format | None, str, int], int]
+
+
+def _packed_bytes(format: Format | None, dtype: str, padded_k: int) -> int:
+    assert format is not None
+    return padded_k * format.bits // 8
+
+
+def _dense_bytes(format: Format | None, dtype: str, padded_k: int) -> int:
+    return padded_k * DTYPE_BYTES[dtype]
+
+
+def _fits_lut(format: Format | None) -> bool:
+    return format is not None and format.storage == "planes" and format.bits <= MAX_BITS
+
+
+EXTENTS: dict[str, Extent] = {
+    "mad": Extent(PAIR, lambda format: format is not None, _packed_bytes),
+    "lut": Extent(TILE, _fits_lut, _packed_bytes),
+    "dense": Extent(PAIR, lambda format: format is None, _dense_bytes),
+}
+
+
+def padded_columns(format: Format | None, k: int) -> int:
+    """Columns that a row of k weights is stored with."""
+    return round_up(k, CHUNK) if format is None else format.padded_k(k)
+
+
+def array_bytes(weight: TiledWeight) -> dict[str, int]:
+    """Bytes of codes, scales, zeros and mins by the weight's sizes; 1 where the format has none.
+
+    raises   FormatError   an order there is not, or one that does not take the format
+    """
+    extent, format = EXTENTS.get(weight.order), weight.format
+    if extent is None:
+        raise FormatError(f"expected an order of {', '.join(EXTENTS)}, got {weight.order[:80]!r}; update lutra")
+    if not extent.holds(format):
+        name = weight.dtype if format is None else format.name
+        raise FormatError(f"expected a format that {weight.order} order takes, got {name}; pack the model again")
+    rows = round_up(weight.padded_n, extent.tile)
+    sizes = dict.fromkeys(ARRAYS, 1) | {"codes": rows * extent.row_bytes(format, weight.dtype, weight.padded_k)}
+    if format is not None:
+        groups = rows * format.num_groups(weight.k)
+        sizes["scales"] = groups * format.dtype.itemsize
+        if format.offset != "none":
+            sizes[format.offset] = groups * (1 if format.offset == "zeros" else format.dtype.itemsize)
+    return sizes
+
+
+def check(weight: TiledWeight) -> None:
+    """Refuse a weight whose sizes and arrays do not belong together.
+
+    raises   FormatError   padded sizes, array sizes, an order there is not, an array that is not on a cache line
+    """
+    if weight.padded_n % PAIR or not 0 < weight.n <= weight.padded_n < weight.n + MAX_PADDING:
+        raise _wrong("padded_n", f"whole pairs of {PAIR} rows for n={weight.n}", weight.padded_n)
+    wanted = padded_columns(weight.format, weight.k)
+    if weight.padded_k != wanted:
+        raise _wrong("padded_k", f"{wanted} for k={weight.k}", weight.padded_k)
+    if weight.format is not None and (weight.format.group_size or wanted) > MAX_ROW:
+        raise _wrong("k", f"at most {MAX_ROW} weights to a scale", weight.k)
+    for name, num_bytes in array_bytes(weight).items():
+        array = getattr(weight, name)
+        if array.nbytes != num_bytes:
+            raise _wrong(name, f"{num_bytes} bytes", array.nbytes)
+        if array.ctypes.data % 64:
+            raise _wrong(name, "an address on a cache line", f"one {array.ctypes.data % 64} bytes behind it")
+
+
+def _wrong(field: str, expected: str, got: object) -> FormatError:
+    return FormatError(f"{field}: expected {expected}, got {got}; pack the model again")
