@@ -95,17 +95,52 @@ def read_gb_per_s(threads: int, seconds: float | None = None) -> float:
     return parts[0].size / 1e9 / _best_s(steps, threads, seconds)
 
 
+def read_programs(num_bytes: int) -> list[Program]:
+    """Programs that read about num_bytes of memory that no cache holds, one for each of PREFETCH_BYTES.
+
+    They give a roof of the same duration as the work it is compared with: round the buffer, as often as needed.
+    """
+    buffer = _buffer()
+    blocks = max(1, round(num_bytes / BLOCK_BYTES))
+    laps, rest = divmod(blocks, buffer.size // BLOCK_BYTES)
+    pieces = [buffer] * laps + ([buffer[: rest * BLOCK_BYTES]] if rest else [])
+    out = np.zeros(buffer.size // BLOCK_BYTES * 64, np.uint8)
+    return [
+        Program([
+            Step(read_bytes.bind({"data": piece, "out": out}, prefetch_bytes=distance), piece.size // BLOCK_BYTES, 0)
+            for piece in pieces
+        ])
+        for distance in PREFETCH_BYTES
+    ]  # fmt: skip
+
+
 def int8_gops(threads: int, seconds: float | None = None) -> float:
     """Best rate of int8 operations on `threads` threads, in 1e9 a second."""
-    side, tasks = SIDES.get(isa(), NARROW_SIDE), 8 * threads
+    tasks = 8 * threads
+    return _task_operations() * tasks / 1e9 / _best_s([_multiply_step(tasks)], threads, seconds)
+
+
+def multiply_program(operations: int) -> Program:
+    """A program of about that many int8 operations, two a multiply-add, on registers: the roof of so much work."""
+    return Program([_multiply_step(max(1, round(operations / _task_operations())))])
+
+
+def _task_operations() -> int:
+    return 2 * 64 * _side() * _side() * TURNS
+
+
+def _side() -> int:
+    return SIDES.get(isa(), NARROW_SIDE)
+
+
+def _multiply_step(tasks: int) -> Step:
     rng = np.random.default_rng(0)
     args = {
         "a": rng.integers(0, 128, 1024, dtype=np.uint8),
         "b": rng.integers(-127, 128, 1024, dtype=np.int8),
         "out": np.zeros(tasks * 16, np.int32),
     }
-    operations = 2 * 64 * side * side * TURNS * tasks
-    return operations / 1e9 / _best_s([Step(multiply_bytes.bind(args, side=side), tasks, 0)], threads, seconds)
+    return Step(multiply_bytes.bind(args, side=_side()), tasks, 0)
 
 
 def _best_s(steps: Sequence[Step], threads: int, seconds: float | None) -> float:

@@ -100,3 +100,12 @@ def _quota(group: Path) -> float:
         return int(quota) / int(period) if quota != "max" and int(quota) > 0 else math.inf
     except (OSError, ValueError, ZeroDivisionError):
         return math.inf
+
+
+def available_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes of memory a program can take without swapping; None where the system does not say."""
+    try:
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) << 10
+    except (OSError, ValueError, KeyError):
+        return None

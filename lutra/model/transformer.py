@@ -55,16 +55,16 @@ class Transformer:
         )
 
     @cached_property
-    def _decode(self) -> Program:
+    def decode_program(self) -> Program:
         recorder = self._recorder(1)
         return Program(recorder.layers() + recorder.head())
 
     @cached_property
-    def _prefill(self) -> Program:
+    def prefill_program(self) -> Program:
         return Program(self._recorder(self.chunk).layers())
 
     @cached_property
-    def _head(self) -> Program:
+    def head_program(self) -> Program:
         return Program(self._recorder(self.buffers.head_rows).head())
 
     def _recorder(self, rows: int) -> Recorder:
@@ -74,7 +74,7 @@ class Transformer:
         """Run one token; return the logits of the next, f32 [vocab] (valid until the next call)."""
         self._enter([token], position)
         self._choose_head_rows(0, 1)
-        self._decode.run(self.workers, 1)
+        self.decode_program.run(self.workers, 1)
         return self.buffers.logits[0, : self.config.vocab_size]
 
     def prefill(self, tokens: Sequence[int], position: int) -> np.ndarray:
@@ -85,7 +85,7 @@ class Transformer:
         for start in range(0, len(tokens), self.chunk):
             piece = tokens[start : start + self.chunk]
             self._enter(piece, position + start)
-            self._prefill.run(self.workers, len(piece))
+            self.prefill_program.run(self.workers, len(piece))
         return self._logits(len(piece) - 1, 1)[0]
 
     def score(self, tokens: Sequence[int], position: int) -> np.ndarray:
@@ -95,7 +95,7 @@ class Transformer:
         """
         assert len(tokens) <= self.buffers.head_rows
         self._enter(tokens, position)
-        self._prefill.run(self.workers, len(tokens))
+        self.prefill_program.run(self.workers, len(tokens))
         return self._logits(0, len(tokens))
 
     def _enter(self, tokens: Sequence[int], position: int) -> None:
@@ -122,7 +122,7 @@ class Transformer:
 
     def _logits(self, first: int, count: int) -> np.ndarray:
         self._choose_head_rows(first, count)
-        self._head.run(self.workers, count)
+        self.head_program.run(self.workers, count)
         return self.buffers.logits[:count, : self.config.vocab_size]
 
     def _choose_head_rows(self, first: int, count: int) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lutra.compiler import targets
+from lutra.compiler.launch import Workers
 from lutra.machine import limits
 
 ISAS = [target.isa for target in targets.available()]
@@ -42,6 +43,17 @@ def test_every_product_is_made(isa):
 def test_rates_are_positive_and_counted_for_all_threads(small):
     assert limits.read_gb_per_s(2, seconds=0) > 0
     assert limits.int8_gops(2, seconds=0) > 0
+
+
+def test_a_roof_of_given_work_does_that_work(small):
+    """The small buffer is four blocks long: eleven blocks are two laps and three blocks."""
+    for program in limits.read_programs(11 * limits.BLOCK_BYTES + 7):
+        assert [step.tasks for step in program.steps] == [4, 4, 3]
+        program.run(Workers(2), 0)
+    side = limits.SIDES.get(limits.isa(), limits.NARROW_SIDE)
+    (step,) = limits.multiply_program(10 * 2 * 64 * side**2 * limits.TURNS).steps
+    assert step.tasks == 10
+    step.launch.run(0, step.tasks)
 
 
 def test_a_roof_is_measured_once(small, monkeypatch):

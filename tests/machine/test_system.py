@@ -94,3 +94,10 @@ def test_cpu_name(tmp_path):
     write(tmp_path, {"cpuinfo": "processor\t: 0\nmodel\t\t: 2\nmodel name\t: A Fine CPU: 3 GHz\n"})
     assert system.cpu_name(tmp_path / "cpuinfo") == "A Fine CPU: 3 GHz"
     assert system.cpu_name(tmp_path / "none")
+
+
+def test_available_memory_is_in_kibibytes(tmp_path: Path) -> None:
+    files = write(tmp_path, {"a": "MemTotal: 100 kB\nMemAvailable:   3 kB\n", "b": "MemTotal: 100 kB\n"})
+    assert system.available_bytes(files / "a") == 3072
+    assert system.available_bytes(files / "b") is None
+    assert system.available_bytes(files / "none") is None

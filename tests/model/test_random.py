@@ -7,11 +7,11 @@ import pytest
 
 from lutra.compiler import targets
 from lutra.compiler.launch import Workers
-from lutra.errors import RequestError
+from lutra.errors import FormatError, RequestError
 from lutra.formats import catalog
 from lutra.kernels import choose
 from lutra.model.config import ModelConfig
-from lutra.model.random import SHAPES, random_config, random_weights
+from lutra.model.random import SHAPES, linear_sizes, random_config, random_weights, weight_bytes
 from lutra.model.transformer import Transformer
 
 TOKENS = [1, 3, 200, 7, 9, 30]
@@ -89,3 +89,31 @@ def test_shapes_are_decoders(shape: str) -> None:
 def test_an_unknown_shape_lists_the_known_ones() -> None:
     with pytest.raises(RequestError, match="expected a shape of tiny, .*, got '9b'; choose"):
         random_config("9b")
+
+
+@pytest.mark.parametrize(("order", "copies"), [("mad", 1), ("trit5", 2)])
+def test_the_bytes_are_known_before_they_are_taken(order: str, copies: int) -> None:
+    """Counted by hand: 2 bits a weight in mad order, K padded to 32; a byte per 5 in trit5; an f32 scale a row."""
+    config, format = replace(random_config("tiny"), num_layers=3), catalog.find("ternary")
+    rows = {256: 512 + 256 + 1408, 688: 256}  # qkv, o, gate and up (2 * 688, padded); down
+    assert sum(n for n, k in linear_sizes(config).values()) == 512 + 256 + 1376 + 256
+    a_row = {"mad": {256: 64 + 4, 688: 176 + 4}, "trit5": {256: 52 + 4, 688: 138 + 4}}[order]
+    layer = sum(n * a_row[k] for k, n in rows.items())
+    head = 4096 * a_row[256] + (4096 * 68 if copies == 2 else 0)
+    assert weight_bytes(config, format, order) == 3 * layer + head
+    made = random_weights(config, format, order)
+    assert made.bytes_per_token == 3 * layer + 4096 * a_row[256]
+    assert (made.embed is made.head.weight) == (copies == 1)
+
+
+def test_the_head_may_have_a_format_of_its_own() -> None:
+    config = small_config()
+    weights = random_weights(config, catalog.find("ternary"), head=catalog.find("int8-row"))
+    assert weights.head.weight is weights.embed and weights.embed.format == catalog.find("int8-row")
+    transformer = Transformer(config, weights, Workers(1), 16, chunk=16)
+    assert np.isfinite(transformer.decode(1, 0)).all()
+
+
+def test_an_order_that_cannot_hold_a_format_is_refused() -> None:
+    with pytest.raises(FormatError, match="expected"):
+        weight_bytes(small_config(), catalog.find("planes4-g32"), "trit5")
