@@ -205,6 +205,23 @@ def bench(shape: str, format_name: str, threads: int | None, prompt: int, gen: i
 
 @cli.command()
 @click.argument("model")
+@click.argument("out", type=click.Path(dir_okay=False))
+@click.option("--order", default="auto", show_default=True, help="Order of the weights; a wrong one lists them all.")
+def pack(model: str, out: str, order: str) -> None:
+    """Write MODEL as one file OUT.lutra that is mapped and used in place: it loads at once, and processes share it.
+
+    The same file runs on every CPU.  See docs/packed.md.
+    """
+    path = resolve(model)
+    from lutra.model.pack import pack as write
+
+    with LoadProgress() as progress:
+        said = write(path, out, order, progress)
+    click.echo(said)
+
+
+@cli.command()
+@click.argument("model")
 @click.argument("file", type=click.File("rb"))
 @threads_option
 @context_option

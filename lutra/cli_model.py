@@ -8,7 +8,7 @@ from lutra.errors import FileError
 
 SHIPPED = Path(__file__).parent / "models"  # folders of the models that come with lutra
 HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(:(?P<file>[\w.-]+))?", re.ASCII)
-FILE_SUFFIXES = (".gguf", ".safetensors")
+FILE_SUFFIXES = (".gguf", ".safetensors", ".lutra")
 
 
 def is_model(word: str) -> bool:

@@ -66,7 +66,7 @@ class LLM:
         context: int | None = None,
         progress: Progress | None = None,
     ) -> LLM:
-        """Open a model: a .gguf file, a Hugging Face folder, or None for the model that comes with lutra.
+        """Open a model: a .gguf or .lutra file, a Hugging Face folder, or None for the model that comes with lutra.
 
         threads   default: the cores this process may use
         context   tokens to make room for; default: the model's own, at most 4096
