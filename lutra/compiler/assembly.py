@@ -45,6 +45,6 @@ def _stretches(code: list[tuple[str, str]]) -> Iterator[tuple[int, int]]:
 
 
 def count(loop: list[str]) -> dict[str, int]:
-    """How often each mnemonic stands in a loop, the most frequent first."""
-    names = [text.split(None, 1)[0] for text in loop]
+    """How often each mnemonic stands in a loop, the most frequent first.  Prefixes such as {vex} are left out."""
+    names = [re.sub(r"^\{\w+\}\s*", "", text).split(None, 1)[0] for text in loop]
     return {name: names.count(name) for name in sorted(set(names), key=lambda name: (-names.count(name), name))}

@@ -20,7 +20,8 @@ def emit(function: Function, symbol: str, target: Target) -> str:
     e = _KernelEmitter(target)
     e.function(function, symbol)
     declarations = "\n".join(sorted(e.declarations))
-    return f"{declarations}\n\n" + "\n".join(e.lines) + f"\n\nattributes #0 = {{ {_ATTRIBUTES} }}\n"
+    attributes = f'{_ATTRIBUTES} "tune-cpu"="{target.tune}"' if target.tune else _ATTRIBUTES
+    return f"{declarations}\n\n" + "\n".join(e.lines) + f"\n\nattributes #0 = {{ {attributes} }}\n"
 
 
 class _KernelEmitter(Emitter):

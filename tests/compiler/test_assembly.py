@@ -45,3 +45,7 @@ def test_a_branch_forward_is_no_loop():
 
 def test_straight_code_has_no_loop():
     assert innermost_loops("kernel:\n\tret\n") == []
+
+
+def test_a_prefix_is_not_the_name():
+    assert count(["{vex}\tvpdpbusd\t%ymm0, %ymm1, %ymm2", "vpand\t%ymm0"]) == {"vpand": 1, "vpdpbusd": 1}
