@@ -54,17 +54,22 @@ def cache_folder() -> Path:
 
     Raises LutraError when it belongs to somebody else: its objects are executed.
     """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lutra" / "kernels"
-    folder = Path(os.environ.get("LUTRA_CACHE") or default)
+    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(os.environ.get("LUTRA_CACHE") or Path(user_cache, "lutra", "kernels"))
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise LutraError(
-            f"cannot make the kernel cache {folder}: {error}; set LUTRA_CACHE to a folder you own"
-        ) from None
+        raise _unwritable(folder, error) from None
     if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
         raise LutraError(f"the kernel cache {folder} belongs to another user; set LUTRA_CACHE to a folder you own")
     return folder
+
+
+def _unwritable(folder: Path, error: OSError) -> LutraError:
+    return LutraError(
+        f"expected a kernel cache that can be written, got {folder} ({error.strerror}); "
+        "set LUTRA_CACHE to a folder you own"
+    )
 
 
 @cache
@@ -150,10 +155,16 @@ def show(compiled: Compiled) -> None:
 
 
 def _store(folder: Path, files: dict[str, bytes]) -> None:
-    """Write all files into a new folder and move it into place; another process may win, which is fine."""
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
-    for name, body in files.items():
-        (staging / name).write_bytes(body)
+    """Write all files into a new folder and move it into place; another process may win, which is fine.
+
+    Raises LutraError where nothing can be written.
+    """
+    try:
+        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+        for name, body in files.items():
+            (staging / name).write_bytes(body)
+    except OSError as error:  # not allowed, or the disk is full
+        raise _unwritable(folder.parent, error) from None
     try:
         staging.rename(folder)
     except OSError:  # the folder is there: damaged, or just made by another process

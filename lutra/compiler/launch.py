@@ -320,9 +320,17 @@ class Workers:
             threading.Thread(target=_work, args=(self._control,), daemon=True, name=f"lutra-{i}")
             for i in range(1, threads)
         ]
-        for helper in self._helpers:
-            helper.start()
         self.close = weakref.finalize(self, _stop, self._control, self._helpers, os.getpid())
+        try:
+            for helper in self._helpers:
+                helper.start()
+        except RuntimeError:  # Python's word for a limit of the system
+            running = sum(helper.is_alive() for helper in self._helpers)
+            del self._helpers[running:]
+            self.close()
+            raise CapacityError(
+                f"expected room for {threads} threads, got {running + 1}; ask for fewer with --threads"
+            ) from None
 
     def run(self, program: Program, num_rows: int) -> None:
         """Run every launch of `program`, in order, for `num_rows` rows."""

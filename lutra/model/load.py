@@ -11,6 +11,7 @@ import numpy as np
 from lutra.compiler.launch import Workers
 from lutra.errors import CapacityError, FileError
 from lutra.files import open_model
+from lutra.files.door import shown
 from lutra.files.model_file import ModelFile
 from lutra.formats.qtensor import QTensor
 from lutra.kernels import embed
@@ -22,6 +23,9 @@ from lutra.model.weights import LayerWeights, Linear, Matrix, Weights, gated, si
 from lutra.quantize.ternary import absmean, find_ternary
 
 DEFAULT_CONTEXT = 4096  # tokens, where the model allows as many
+
+ROPE = {"rope_freqs"}  # read apart from the layers
+RECOMPUTED = (".rotary_emb.inv_freq",)  # frequencies in old checkpoints: they follow from theta
 
 Progress = Callable[[str, int, int], None]  # progress(label, done, total)
 
@@ -88,9 +92,10 @@ class Reader:
     def check_all_used(self) -> None:
         """Refuse a model with a bias, norm or layer that this family does not compute: its text would be wrong."""
         tied = {"head"} if self.config.tied else set()
-        left = sorted(set(self.file.tensors) - self.used - tied - {"rope_freqs"})
+        left = [self.file.tensors[name].source_name for name in self.file.tensors.keys() - self.used - tied - ROPE]
+        left += [name for name in self.file.unknown if not name.endswith(RECOMPUTED)]
         if left:
-            names = ", ".join(self.file.tensors[name].source_name for name in left[:3])
+            names = ", ".join(map(shown, sorted(left)[:3]))
             raise FileError(
                 f"{self.file.path}: expected the tensors of a {self.config.architecture} model, got {len(left)} more "
                 f"({names}); lutra does not compute them, so convert the model or use another"
