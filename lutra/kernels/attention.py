@@ -25,7 +25,6 @@ from lutra.compiler.language import (
     Value,
     const,
     convert,
-    f16,
     f32,
     i32,
     i64,
@@ -45,7 +44,7 @@ from lutra.compiler.types import DType
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES, tree_sum
 from lutra.kernels.elementwise import exp, exp_spec
-from lutra.kernels.rope import BLOCK, chunks, padded
+from lutra.kernels.rope import BLOCK, FLOATS, chunks, float_name, padded
 from lutra.kernels.softmax import iota
 
 _LOWEST = -1e30  # a running maximum before the first score
@@ -214,7 +213,7 @@ def _lanes(v: Value, lanes: int) -> Value:
     return v if lanes == v.type.lanes else shuffle(v, v, range(lanes))
 
 
-KERNELS = {"f16": _make(f16), "f32": _make(f32)}
+KERNELS = {name: _make(dtype) for name, (dtype, _) in FLOATS.items()}
 
 # (query heads a task takes together, which share the loads of K and V; output vectors a pass keeps in registers).
 # 4 heads a task are 10 % faster on avx512 (20 heads of 128, 2048 positions, Zen 5, one thread), but threads go idle.
@@ -237,7 +236,7 @@ def bind(
     """y = attention of rows 0 .. state[0] - 1, which stand at positions state[1] + row of the cache.
 
     q              f32 [rows, stride]     rotated query heads side by side (the front of the q | k | v rows)
-    keys, values   f16 or f32             one layer's cache, holding every position up to the last row's
+    keys, values   f16, bf16 or f32       one layer's cache, holding every position up to the last row's
     y              f32 [rows, stride]     heads side by side
     scale          factor of the scores   default 1 / sqrt(D)
     tile, span     change the speed, never the result
@@ -245,7 +244,7 @@ def bind(
     """
     kv_heads, blocks, head_dim, _ = keys.shape
     _check(q, keys, values, y, heads)
-    name = "f32" if keys.dtype == np.float32 else "f16"
+    name = float_name(keys)
     wanted, vectors = TILES.get(targets.choose(isa).isa, TILES["portable"])
     tile = tile or _largest_divisor(heads // kv_heads, wanted)
     args = {"q": q, "keys": keys, "values": values, "y": y, "state": state, "q_stride": q.shape[1]}

@@ -7,7 +7,8 @@ keys and values into the cache of one layer.  One task is one row and one key/va
 Cache layout, C = context padded to 16, D = head_dim:
     keys     [kv_heads, C / 16, D, 16]       sixteen positions lie side by side, as attention's lanes
     values   [kv_heads, C, D padded to 16]
-in f32, or f16: rounded to even on the way in, and held at +-65504 so that a cache never holds infinity.
+in f32, or in f16 or bf16: rounded to even on the way in, and held at their largest numbers so that a cache never holds
+infinity.  A cache of int8 or int4 codes is rope_codes.py's.
 
 Source    Su et al., RoFormer, arXiv 2104.09864; Qwen3 technical report, arXiv 2505.09388 (norm of q and k)
 """
@@ -18,6 +19,7 @@ from lutra.compiler.kernel import Kernel, kernel
 from lutra.compiler.language import (
     Pointer,
     Value,
+    bf16,
     const,
     convert,
     extract,
@@ -42,7 +44,12 @@ from lutra.kernels.buffers import aligned
 from lutra.kernels.norm import rms_norm_spec
 
 BLOCK = 16  # positions side by side in the key cache
-_F16_LIMIT = 65504.0  # largest finite f16
+# name -> (element type, what numbers are held at)
+FLOATS: dict[str, tuple[DType, float]] = {
+    "f16": (f16, 65504.0),
+    "bf16": (bf16, 3.3895313892515355e38),
+    "f32": (f32, float("inf")),
+}
 
 
 def allocate_cache(kv_heads: int, context: int, head_dim: int, dtype: str = "f16") -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +97,7 @@ def rope_store_spec(
     if q_norm is not None and k_norm is not None:
         q, k = head_norm_spec(q, q_norm, eps), head_norm_spec(k, k_norm, eps)
     qkv[:, : heads * head_dim] = rotate_spec(q, cos[rows], sin[rows]).reshape(m, -1)
-    limit = np.float32(_F16_LIMIT if keys.dtype == np.float16 else np.inf)
+    limit = np.float32(FLOATS[float_name(keys)][1])
     keys[:, rows // BLOCK, :, rows % BLOCK] = rotate_spec(k, cos[rows], sin[rows]).clip(-limit, limit)
     values[:, rows, :head_dim] = v.swapaxes(0, 1).clip(-limit, limit)
 
@@ -164,7 +171,8 @@ def padded(head_dim: int) -> int:
 
 def _narrow(v: Value, cache: DType) -> Value:
     """What the cache holds of f32 numbers."""
-    return v if cache == f32 else convert(minimum(maximum(v, -_F16_LIMIT), _F16_LIMIT), cache)
+    limit = FLOATS[cache.name][1]
+    return v if cache == f32 else convert(minimum(maximum(v, -limit), limit), cache)
 
 
 def _rotate(
@@ -199,7 +207,7 @@ def _head_scale(qkv: Value, at: Value, head_dim: int, eps: Value) -> Value:
     return 1.0 / sqrt(reduce_add(acc) / float(head_dim) + eps)
 
 
-KERNELS = {"f16": _make(f16), "f32": _make(f32)}
+KERNELS = {name: _make(dtype) for name, (dtype, _) in FLOATS.items()}
 
 
 def bind(
@@ -219,7 +227,7 @@ def bind(
     """Rotate queries in place and store keys and values of rows 0 .. state[0] - 1 at positions state[1] + row.
 
     qkv             f32 [rows, stride]             q heads | k heads | v heads, each D wide
-    keys, values    f16 or f32                     one layer's cache, from `allocate_cache`
+    keys, values    f16, bf16 or f32               one layer's cache, from `allocate_cache`
     cos, sin        f32 [context, D / 2]           see model code for the frequencies
     state           i64 [4]
     q_norm, k_norm  f32 [D]                        both or neither
@@ -236,7 +244,7 @@ def bind(
         "k_norm": k_norm if qk_norm else cos,
     }
     args |= {"keys": keys, "values": values, "state": state, "stride": qkv.shape[1], "blocks": blocks, "eps": eps}
-    name = "f32" if keys.dtype == np.float32 else "f16"
+    name = float_name(keys)
     launch = KERNELS[name].bind(
         args, isa, heads=heads, kv_heads=kv_heads, head_dim=head_dim, qk_norm=qk_norm, cache_dtype=name
     )
@@ -263,7 +271,11 @@ def _check(qkv: np.ndarray, keys: np.ndarray, values: np.ndarray, cos: np.ndarra
 
 
 def _dtype(name: str) -> DType:
-    found = {"f16": f16, "f32": f32}
-    if name not in found:
-        raise KernelError(f"expected a cache of f16 or f32, got {name!r}; choose one of them")
-    return found[name]
+    if name not in FLOATS:
+        raise KernelError(f"expected a cache of {', '.join(FLOATS)}, got {name!r}; choose one of them")
+    return FLOATS[name][0]
+
+
+def float_name(keys: np.ndarray) -> str:
+    """The name in FLOATS of a cache's element type."""
+    return next(name for name, (dtype, _) in FLOATS.items() if keys.dtype == dtype.numpy)

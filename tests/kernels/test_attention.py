@@ -64,7 +64,7 @@ def test_equal_scores_give_the_mean():
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("dtype", ["f16", "f32"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
 @pytest.mark.parametrize("heads, kv_heads, head_dim", SHAPES)
 def test_every_isa_equals_the_specification(heads, kv_heads, head_dim, dtype, isa):
     q, keys, values = make(5, heads, kv_heads, head_dim, 48, dtype)
