@@ -10,6 +10,7 @@ from lutra.compiler.ir import Function, Op, Value
 # Operations an int8 or float roof counts, as work per result lane.
 _WORK = {
     "dot4": ("int8_ops", 8),
+    "dot4_sum": ("int8_ops", 8),  # of each pair
     "mul": ("lane_ops", 1),
     "add": ("lane_ops", 1),
     "sub": ("lane_ops", 1),
@@ -48,7 +49,8 @@ def _count_op(op: Op, totals: Counter[str]) -> None:
         totals["store_bytes"] += _bytes(op.operands[2])
     elif op.name in _WORK and op.result is not None:
         kind, work = _WORK[op.name]
-        totals[kind] += work * op.result.type.lanes
+        times = len(op.operands) // 2 if op.name == "dot4_sum" else 1
+        totals[kind] += work * times * op.result.type.lanes
 
 
 def _bytes(value: Value) -> int:

@@ -37,6 +37,12 @@ def _dot4(acc: Array, a: Array, b: Array, bound: int, signed_bound: int) -> Arra
     return acc + products.sum(1, dtype=np.int32)
 
 
+def _dot4_sum(acc: Array, *operands: Array, bound: int, signed_bound: int) -> Array:
+    for a, b in zip(operands[::2], operands[1::2], strict=True):
+        acc = _dot4(acc, a, b, bound, signed_bound)
+    return acc
+
+
 def _round_even(a: Array) -> Array:
     assert np.all(np.abs(a) < 2**22), "round_even is defined for |a| < 2**22"
     return np.rint(a)
@@ -95,11 +101,21 @@ MEANING: dict[str, Callable[..., Array]] = {
     "reduce_add": lambda a: _halve(a, np.add),
     "reduce_max": lambda a: _halve(a, lambda x, y: _where(x > y, x, y)),
     "dot4": _dot4,
+    "dot4_sum": _dot4_sum,
     "lookup": lambda table, index: table[index],
 }
 
 _X86_512 = frozenset({"avx512bw"})
+_X86_256 = frozenset({"avx2"})
 _NEON, _DOTPROD = frozenset({"neon"}), frozenset({"dotprod"})
+
+# dot4 row → the dot4_sum row to try before it
+_SUMS_IN_16_BITS: dict[Callable[[lower.Emitter, Op], str], Instruction] = {
+    lower.dot4_maddubs: Instruction(
+        lower.dot4_sum_maddubs, _X86_256, lambda op: _lanes(op) % 8 == 0 and _sums_fit_16_bits(op)
+    ),
+    lower.dot4_plain: Instruction(lower.dot4_sum_plain, applies=lambda op: _sums_fit_16_bits(op)),
+}
 
 INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
     **{name: (Instruction(lower.arithmetic),) for name in lower.ARITHMETIC},
@@ -139,7 +155,7 @@ INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
     ),
     "lookup": (
         Instruction(lower.lookup_pshufb512, _X86_512, lambda op: _entries(op) == 16 and _lanes(op) % 64 == 0),
-        Instruction(lower.lookup_pshufb256, frozenset({"avx2"}), lambda op: _entries(op) == 16 and _lanes(op) % 32 == 0),
+        Instruction(lower.lookup_pshufb256, _X86_256, lambda op: _entries(op) == 16 and _lanes(op) % 32 == 0),
         Instruction(lower.lookup_tbl, _NEON, lambda op: _entries(op) == 16 and _lanes(op) % 16 == 0),
         Instruction(lower.lookup_plain, applies=lambda op: _entries(op) == 16),
         # tables of 128 bytes
@@ -149,6 +165,15 @@ INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
         Instruction(lower.lookup_memory),
     ),
 }
+
+
+# Rows of dot4, one pair after the other; 16-bit sums come before the rows that would widen after each pair.
+INSTRUCTIONS["dot4_sum"] = tuple(
+    row
+    for dot4 in INSTRUCTIONS["dot4"]
+    for row in (_SUMS_IN_16_BITS.get(dot4.emit), Instruction(lower.one_by_one(dot4.emit), dot4.needs, dot4.applies))
+    if row is not None
+)
 
 
 def _lanes(op: Op) -> int:
@@ -163,6 +188,12 @@ def _entries(op: Op) -> int:
 
 def _pairs_fit_16_bits(op: Op) -> bool:
     return int(2 * op.attributes["bound"] * op.attributes["signed_bound"]) < 2**15
+
+
+def _sums_fit_16_bits(op: Op) -> bool:
+    """Two products of every pair, added up."""
+    num_pairs = len(op.operands) // 2
+    return int(num_pairs * 2 * op.attributes["bound"] * op.attributes["signed_bound"]) < 2**15
 
 
 def _is_signed_byte(op: Op) -> bool:

@@ -43,7 +43,8 @@ from lutra.compiler.types import (
 from lutra.errors import KernelError
 
 __all__ = [
-    "Pointer", "Value", "Var", "absolute", "bf16", "bitcast", "concat", "const", "convert", "dot4", "extract",
+    "Pointer", "Value", "Var", "absolute", "bf16", "bitcast", "concat", "const", "convert", "dot4", "dot4_sum",
+    "extract",
     "f16", "f32", "i1", "i16", "i32", "i64", "i8", "load", "lookup", "loop", "maximum", "minimum", "prefetch",
     "reduce_add", "reduce_max", "round_even", "select", "shuffle", "splat", "sqrt", "store", "u16", "u32", "u8",
     "var", "when",
@@ -430,6 +431,22 @@ def dot4(acc: Operand, a: Operand, b: Operand, *, bound: int = 255, signed_bound
 
 
 LOOKUP_ENTRIES = (16, 128)  # one byte shuffle of every CPU; one of AVX-512 VBMI, two of NEON
+
+
+def dot4_sum(
+    acc: Operand, pairs: Sequence[tuple[Operand, Operand]], *, bound: int = 255, signed_bound: int = 128
+) -> Value:
+    """acc plus the dot4 of every pair (a, b), exactly.
+
+    The same as one dot4 after the other, and so emitted where the CPU has a dot product; where it has none, the sums
+    stay in 16 bits as long as the bounds allow.
+    """
+    total, flat = _value(acc), [_value(x) for pair in pairs for x in pair]
+    lanes = _type(total).lanes
+    kinds = [Type(u8, 4 * lanes), Type(i8, 4 * lanes)] * len(pairs)
+    if not pairs or total.type != Type(i32, lanes) or [x.type for x in flat] != kinds:
+        raise fail(f"dot4_sum needs i32xL and pairs of u8x4L and i8x4L, got {total.type}, {[x.type for x in flat]}")
+    return _builder().emit("dot4_sum", (total, *flat), _type(total), bound=bound, signed_bound=signed_bound)
 
 
 def lookup(table: Operand, index: Operand) -> Value:

@@ -367,6 +367,37 @@ def _sum_madd(e: Emitter, u: str, s: str) -> str:
     return e.line(f"add <8 x i32> {even}, {odd}")
 
 
+def one_by_one(dot4: Callable[[Emitter, Op], str]) -> Callable[[Emitter, Op], str]:
+    """A dot4_sum as dot4 after dot4."""
+
+    def emit(e: Emitter, op: Op) -> str:
+        acc, *operands = op.operands
+        assert op.result is not None
+        for i in range(0, len(operands), 2):
+            step = Value(f"{op.result.name}.{i}", op.result.type)
+            e.names[step.name] = dot4(e, Op("dot4", (acc, *operands[i : i + 2]), op.attributes, step, op.location))
+            acc = step
+        return e.of(acc)
+
+    return emit
+
+
+def dot4_sum_maddubs(e: Emitter, op: Op) -> str:
+    """Sums of two products each are added in 16 bits, and widened once."""
+    acc, *operands = op.operands
+    parts = []
+    for start in range(0, _result(op).lanes, 8):
+        halves = [e.part(e.of(x), kind_of(x), 4 * start, 32) for x in operands]
+        total = ""
+        for u, s in zip(halves[::2], halves[1::2], strict=True):
+            pair = e.call("<16 x i16>", "llvm.x86.avx2.pmadd.ub.sw", ("<32 x i8>", u), ("<32 x i8>", s))
+            total = e.line(f"add <16 x i16> {total}, {pair}") if total else pair
+        ones = ("<16 x i16>", "splat (i16 1)")
+        four = e.call("<8 x i32>", "llvm.x86.avx2.pmadd.wd", ("<16 x i16>", total), ones)
+        parts.append(e.line(f"add <8 x i32> {e.part(e.of(acc), kind_of(acc), start, 8)}, {four}"))
+    return e.join(parts, Type(i32, 8))
+
+
 def dot4_maddubs(e: Emitter, op: Op) -> str:
     return _dot4_avx2(e, op, "maddubs")
 
@@ -377,22 +408,45 @@ def dot4_madd(e: Emitter, op: Op) -> str:
 
 def dot4_plain(e: Emitter, op: Op) -> str:
     """Products of the even and of the odd bytes in 16 bits, which hold any u8 times i8, then sums in 32."""
-    sums = _result(op)
-    pairs = Type(i16, 2 * sums.lanes)
-    total = e.of(op.operands[0])
-    u = e.line(f"bitcast {Type(u8, 4 * sums.lanes).llvm} {e.of(op.operands[1])} to {pairs.llvm}")
-    s = e.line(f"bitcast {Type(i8, 4 * sums.lanes).llvm} {e.of(op.operands[2])} to {pairs.llvm}")
+    acc, a, b = op.operands
+    even, odd = _byte_products(e, a, b)
+    if 2 * op.attributes["bound"] * op.attributes["signed_bound"] < 2**15:
+        return _add_pairs(e, e.of(acc), _result(op), [e.line(f"add {_shorts(op)} {even}, {odd}")])
+    return _add_pairs(e, e.of(acc), _result(op), [even, odd])
+
+
+def dot4_sum_plain(e: Emitter, op: Op) -> str:
+    """All products added in 16 bits, widened once."""
+    acc, *operands = op.operands
+    products = [x for a, b in zip(operands[::2], operands[1::2], strict=True) for x in _byte_products(e, a, b)]
+    total = products[0]
+    for product in products[1:]:
+        total = e.line(f"add {_shorts(op)} {total}, {product}")
+    return _add_pairs(e, e.of(acc), _result(op), [total])
+
+
+def _shorts(op: Op) -> str:
+    return Type(i16, 2 * _result(op).lanes).llvm
+
+
+def _byte_products(e: Emitter, a: Value, b: Value) -> tuple[str, str]:
+    """a * b of the even bytes and of the odd bytes, as i16."""
+    pairs = Type(i16, kind_of(a).lanes // 2)
+    u = e.line(f"bitcast {kind_of(a).llvm} {e.of(a)} to {pairs.llvm}")
+    s = e.line(f"bitcast {kind_of(b).llvm} {e.of(b)} to {pairs.llvm}")
     eight = e.constant(pairs, 8)
     u_even = e.line(f"and {pairs.llvm} {u}, {e.constant(pairs, 255)}")
     u_odd = e.line(f"lshr {pairs.llvm} {u}, {eight}")
     s_even = e.line(f"ashr {pairs.llvm} {e.line(f'shl {pairs.llvm} {s}, {eight}')}, {eight}")
     s_odd = e.line(f"ashr {pairs.llvm} {s}, {eight}")
-    products = [e.line(f"mul {pairs.llvm} {u_even}, {s_even}"), e.line(f"mul {pairs.llvm} {u_odd}, {s_odd}")]
-    if 2 * op.attributes["bound"] * op.attributes["signed_bound"] < 2**15:
-        products = [e.line(f"add {pairs.llvm} {products[0]}, {products[1]}")]
+    return e.line(f"mul {pairs.llvm} {u_even}, {s_even}"), e.line(f"mul {pairs.llvm} {u_odd}, {s_odd}")
+
+
+def _add_pairs(e: Emitter, total: str, sums: Type, parts: list[str]) -> str:
+    """total[i] + part[2 i] + part[2 i + 1] for each part of i16."""
     sixteen = e.constant(sums, 16)
-    for product in products:
-        wide = e.line(f"bitcast {pairs.llvm} {product} to {sums.llvm}")
+    for part in parts:
+        wide = e.line(f"bitcast {Type(i16, 2 * sums.lanes).llvm} {part} to {sums.llvm}")
         low = e.line(f"ashr {sums.llvm} {e.line(f'shl {sums.llvm} {wide}, {sixteen}')}, {sixteen}")
         high = e.line(f"ashr {sums.llvm} {wide}, {sixteen}")
         total = e.line(f"add {sums.llvm} {e.line(f'add {sums.llvm} {total}, {low}')}, {high}")
@@ -573,7 +627,8 @@ def lookup_eight_pshufb(e: Emitter, op: Op) -> str:
     tables = []
     for start in range(0, 128, 16):
         picks = ", ".join(f"i32 {start + i % 16}" for i in range(32))
-        tables.append(e.line(f"shufflevector <128 x i8> {e.of(op.operands[0])}, <128 x i8> poison, <32 x i32> <{picks}>"))
+        table = e.of(op.operands[0])
+        tables.append(e.line(f"shufflevector <128 x i8> {table}, <128 x i8> poison, <32 x i32> <{picks}>"))
 
     def found(index: str) -> str:
         low = e.line(f"and {kind.llvm} {index}, splat (i8 15)")

@@ -25,7 +25,7 @@ from lutra.compiler.language import (
     bitcast,
     const,
     convert,
-    dot4,
+    dot4_sum,
     f32,
     i8,
     i32,
@@ -157,9 +157,11 @@ class Sums:
             [[var(none if part else start) for part in range(accumulators)] for _ in range(tiles)] for start in starts
         ]
 
-    def add(self, m: int, side: int, quad: int, operand: Value, x: Value, bound: int) -> None:
-        part = self.parts[m][side][quad % len(self.parts[m][side])]
-        part.set(dot4(part, operand, x, bound=bound))
+    def add(self, m: int, side: int, pairs: list[tuple[Value, Value]], bound: int) -> None:
+        """Add the dot products of pairs (codes, activations), dealt to the partials in turn."""
+        parts = self.parts[m][side]
+        for i, part in enumerate(parts):
+            part.set(dot4_sum(part, pairs[i :: len(parts)], bound=bound))
 
     def total(self, m: int, side: int) -> Value:
         parts = [part.get() for part in self.parts[m][side]]
@@ -226,12 +228,11 @@ def group_spans(first: Value, per_group: int, unroll: int) -> Spans:
 
 def add_chunk(sums: Sums, x: X, words: list[list[Value]], bits: int, chunk: Value, quads: range) -> None:
     """One dot4 for each quad, row of activations and row tile."""
-    for quad in quads:
-        operands = [take_quad(tile_words, quad, bits) for tile_words in words]
-        for m in range(len(x.xq_rows)):
-            activations = x.quad(m, chunk * CHUNK + 4 * quad)
-            for side, operand in enumerate(operands):
-                sums.add(m, side, quad, operand, activations, 2**bits - 1)
+    operands = [[take_quad(tile_words, quad, bits) for quad in quads] for tile_words in words]
+    for m in range(len(x.xq_rows)):
+        activations = [x.quad(m, chunk * CHUNK + 4 * quad) for quad in quads]
+        for side, codes in enumerate(operands):
+            sums.add(m, side, list(zip(codes, activations, strict=True)), 2**bits - 1)
 
 
 def scale_group(outs: list, sums: Sums, w: W, x: X, side: int, tile: int, group: Operand) -> None:

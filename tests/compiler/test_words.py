@@ -15,6 +15,7 @@ from lutra.compiler.language import (
     const,
     convert,
     dot4,
+    dot4_sum,
     extract,
     f16,
     f32,
@@ -228,3 +229,24 @@ def wide_lookup_arguments(start: int) -> dict:
 def test_lookup_in_128_bytes(isa, lanes):
     for start in (0, 128):
         wide_lookup.check(wide_lookup_arguments(start), 1, isa, lanes=lanes)
+
+
+@kernel
+def summed_words(u: Pointer[u8], s: Pointer[i8], y: Pointer[i32], task: i64, *, lanes, bound, num_pairs):
+    size = 4 * lanes
+    pairs = [(load(u, k, size), load(s, k, size)) for k in range(0, num_pairs * size, size)]
+    store(y, 0, dot4_sum(const(-5, i32, lanes), pairs, bound=bound))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lanes", [1, 4, 8, 16])
+@pytest.mark.parametrize("bound, num_pairs", [(3, 8), (15, 8), (16, 8), (127, 1), (127, 2), (255, 3)])
+def test_sums_of_dot_products_at_the_edge_of_16_bits(isa, lanes, bound, num_pairs):
+    """Two products of each of 8 pairs: 16 * 15 * 128 = 30720 fits in 16 bits, 16 * 16 * 128 does not."""
+    u, s = np.full(num_pairs * 4 * lanes, bound, np.uint8), np.full(num_pairs * 4 * lanes, -128, np.int8)
+    for sign in (-128, 127):
+        s[:] = sign
+        args = {"u": u, "s": s, "y": np.zeros(lanes, np.int32)}
+        summed_words.check(args, 1, isa, lanes=lanes, bound=bound, num_pairs=num_pairs)
+        summed_words.run(args, 1, isa, lanes=lanes, bound=bound, num_pairs=num_pairs)
+        assert (args["y"] == -5 + num_pairs * 4 * bound * sign).all()
