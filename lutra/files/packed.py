@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,7 +58,8 @@ def write(path: Path, header: dict[str, Any], arrays: Mapping[str, np.ndarray], 
         raise refusal(path, "file", f"a place with room for {megabytes:.0f} MB", error.strerror or "an error",
                       "make room or name another place") from None  # fmt: skip
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # moved already, or never made
+            part.unlink()
 
 
 def _write(file: BinaryIO, header: dict[str, Any], arrays: Mapping[str, np.ndarray], progress: Progress) -> None:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from lutra.errors import FormatError
 from lutra.formats.format import Format
+from lutra.kernels.buffers import LINE_BYTES
 from lutra.kernels.tiles import CHUNK, DENSE_DTYPES, PAIR, TiledWeight, round_up
 from lutra.kernels.tiles_lut import MAX_BITS, TILE
 
 MAX_ROW = 1 << 16  # weights that one int32 sum may hold, as in formats/qtensor.py
-MAX_PADDING = TILE  # rows beyond N, at most: buffers have room for no more
 ARRAYS = ("codes", "scales", "zeros", "mins")
 DTYPE_BYTES = {name: dtype.itemsize for dtype, name in DENSE_DTYPES.items()}
 
@@ -26,38 +26,49 @@ class Extent:
     """What a tile order stores.
 
     tile        rows that are stored together; arrays hold a multiple
-    holds       which formats it takes; None stands for dense
-    row_bytes   (format, dtype, padded_k) → bytes of codes per row
+    holds       format → whether it takes it; None stands for dense
+    columns     (format, k) → padded_k
+    row_bytes   (format, dtype, k) → bytes of codes per row
     """
 
     tile: int
     holds: Callable[[Format | None], bool]
+    columns: Callable[[Format | None, int], int]
     row_bytes: Callable[[Format | None, str, int], int]
 
 
-def _packed_bytes(format: Format | None, dtype: str, padded_k: int) -> int:
+def _packed_columns(format: Format | None, k: int) -> int:
     assert format is not None
-    return padded_k * format.bits // 8
+    return format.padded_k(k)
 
 
-def _dense_bytes(format: Format | None, dtype: str, padded_k: int) -> int:
-    return padded_k * DTYPE_BYTES[dtype]
+def _packed_bytes(format: Format | None, dtype: str, k: int) -> int:
+    assert format is not None
+    return format.row_bytes(k)
 
 
-def _fits_lut(format: Format | None) -> bool:
+def _dense_columns(format: Format | None, k: int) -> int:
+    return round_up(k, CHUNK)
+
+
+def _dense_bytes(format: Format | None, dtype: str, k: int) -> int:
+    return round_up(k, CHUNK) * DTYPE_BYTES[dtype]
+
+
+def _has_format(format: Format | None) -> bool:
+    return format is not None
+
+
+def _has_few_planes(format: Format | None) -> bool:
     return format is not None and format.storage == "planes" and format.bits <= MAX_BITS
 
 
 EXTENTS: dict[str, Extent] = {
-    "mad": Extent(PAIR, lambda format: format is not None, _packed_bytes),
-    "lut": Extent(TILE, _fits_lut, _packed_bytes),
-    "dense": Extent(PAIR, lambda format: format is None, _dense_bytes),
+    "mad": Extent(PAIR, _has_format, _packed_columns, _packed_bytes),
+    "lut": Extent(TILE, _has_few_planes, _packed_columns, _packed_bytes),
+    "dense": Extent(PAIR, lambda format: format is None, _dense_columns, _dense_bytes),
 }
-
-
-def padded_columns(format: Format | None, k: int) -> int:
-    """Columns that a row of k weights is stored with."""
-    return round_up(k, CHUNK) if format is None else format.padded_k(k)
+MAX_PADDING = max(extent.tile for extent in EXTENTS.values())  # rows beyond N, at most: buffers have no room for more
 
 
 def array_bytes(weight: TiledWeight) -> dict[str, int]:
@@ -72,7 +83,7 @@ def array_bytes(weight: TiledWeight) -> dict[str, int]:
         name = weight.dtype if format is None else format.name
         raise FormatError(f"expected a format that {weight.order} order takes, got {name}; pack the model again")
     rows = round_up(weight.padded_n, extent.tile)
-    sizes = dict.fromkeys(ARRAYS, 1) | {"codes": rows * extent.row_bytes(format, weight.dtype, weight.padded_k)}
+    sizes = dict.fromkeys(ARRAYS, 1) | {"codes": rows * extent.row_bytes(format, weight.dtype, weight.k)}
     if format is not None:
         groups = rows * format.num_groups(weight.k)
         sizes["scales"] = groups * format.dtype.itemsize
@@ -86,19 +97,20 @@ def check(weight: TiledWeight) -> None:
 
     raises   FormatError   padded sizes, array sizes, an order there is not, an array that is not on a cache line
     """
+    sizes, format = array_bytes(weight), weight.format
     if weight.padded_n % PAIR or not 0 < weight.n <= weight.padded_n < weight.n + MAX_PADDING:
         raise _wrong("padded_n", f"whole pairs of {PAIR} rows for n={weight.n}", weight.padded_n)
-    wanted = padded_columns(weight.format, weight.k)
-    if weight.padded_k != wanted:
-        raise _wrong("padded_k", f"{wanted} for k={weight.k}", weight.padded_k)
-    if weight.format is not None and (weight.format.group_size or wanted) > MAX_ROW:
+    padded_k = EXTENTS[weight.order].columns(format, weight.k)
+    if weight.padded_k != padded_k:
+        raise _wrong("padded_k", f"{padded_k} for k={weight.k}", weight.padded_k)
+    if format is not None and (format.group_size or padded_k) > MAX_ROW:
         raise _wrong("k", f"at most {MAX_ROW} weights to a scale", weight.k)
-    for name, num_bytes in array_bytes(weight).items():
+    for name, num_bytes in sizes.items():
         array = getattr(weight, name)
         if array.nbytes != num_bytes:
             raise _wrong(name, f"{num_bytes} bytes", array.nbytes)
-        if array.ctypes.data % 64:
-            raise _wrong(name, "an address on a cache line", f"one {array.ctypes.data % 64} bytes behind it")
+        if array.ctypes.data % LINE_BYTES:
+            raise _wrong(name, "an address on a cache line", f"one {array.ctypes.data % LINE_BYTES} bytes behind it")
 
 
 def _wrong(field: str, expected: str, got: object) -> FormatError:

@@ -1,0 +1,126 @@
+"""Sizes that a file must have are the sizes that tiling makes; and no code, however damaged, leads out of a buffer."""
+
+import dataclasses
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lutra.errors import FormatError
+from lutra.formats import catalog
+from lutra.kernels import choose, stored
+from lutra.kernels.buffers import aligned
+from lutra.kernels.tiles import TiledWeight, tile_dense
+from tests.kernels.linears import random_activations, random_weight, state
+
+QUANTISED = [order for order in stored.EXTENTS if order != "dense"]
+SIZES = [(1, 1), (32, 32), (33, 97), (64, 160), (65, 300), (130, 64)]
+
+
+def test_by_hand():
+    """33 rows of 97 ternary weights in mad order: two pairs of rows, four chunks of 32 at 2 bits, a scale a row."""
+    sizes = stored.array_bytes(choose.tile(random_weight(catalog.ternary(), 33, 97), order="mad"))
+    assert sizes == {"codes": 64 * 4 * 8, "scales": 64 * 4, "zeros": 1, "mins": 1}
+
+
+def test_every_order_has_a_row():
+    assert set(stored.EXTENTS) == set(choose.FAMILIES) == {*choose.TILE, "dense"}
+
+
+@pytest.mark.parametrize("name", catalog.FORMATS)
+@pytest.mark.parametrize("order", QUANTISED)
+def test_sizes_are_those_that_tiling_makes(order, name):
+    format = catalog.FORMATS[name]
+    if not stored.EXTENTS[order].holds(format):
+        with pytest.raises(FormatError):
+            choose.tile(random_weight(format, 32, 32), order=order)
+        return
+    for n, k in SIZES:
+        weight = choose.tile(random_weight(format, n, k), order=order)
+        assert stored.array_bytes(weight) == {part: getattr(weight, part).nbytes for part in stored.ARRAYS}, (n, k)
+        stored.check(weight)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_dense_sizes(dtype):
+    for n, k in SIZES:
+        stored.check(tile_dense(np.ones((n, k), dtype)))
+
+
+def tiled(name: str = "planes4-g32-zeros", order: str = "mad") -> TiledWeight:
+    return choose.tile(random_weight(catalog.find(name), 40, 96), order=order)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n": 0}, "padded_n"),
+        ({"n": 65}, "padded_n"),
+        ({"padded_n": 63}, "padded_n"),
+        ({"padded_n": 40 + 64 + 56}, "padded_n"),
+        ({"padded_n": 96}, "codes"),
+        ({"padded_k": 128}, "padded_k: expected 96"),
+        ({"k": 97}, "padded_k: expected 128"),
+        ({"k": 128, "padded_k": 128}, "codes"),
+        ({"codes": np.zeros(64, np.uint8)}, "codes"),
+        ({"scales": np.zeros(1, np.uint8)}, "scales"),
+        ({"zeros": np.zeros(1, np.uint8)}, "zeros"),
+        ({"mins": aligned(64, np.uint8)}, "mins"),
+        ({"order": "zigzag"}, "'zigzag'"),
+        ({"order": "dense"}, "planes4-g32-zeros"),
+        ({"format": None, "dtype": "f32", "order": "dense"}, "codes"),
+        ({"format": None, "dtype": "f32"}, "mad order"),
+        ({"format": catalog.int8(32), "order": "lut"}, "lut order"),
+    ],
+    ids=str,
+)
+def test_sizes_that_do_not_belong_together(changes, words):
+    with pytest.raises(FormatError, match=words):
+        stored.check(dataclasses.replace(tiled(), **changes))
+
+
+def test_arrays_off_their_cache_line():
+    weight = tiled()
+    moved = aligned(weight.codes.size + 64, np.uint8)[16:][: weight.codes.size]
+    with pytest.raises(FormatError, match="cache line"):
+        stored.check(dataclasses.replace(weight, codes=moved))
+
+
+def test_too_many_weights_to_a_scale():
+    weight = dataclasses.replace(tiled("ternary"), k=1 << 17, padded_k=1 << 17)
+    with pytest.raises(FormatError, match="65536"):
+        stored.check(weight)
+
+
+@pytest.mark.parametrize("name", ["ternary", "planes3-g64-zeros", "planes4-g32-mins"])
+@pytest.mark.parametrize("order", QUANTISED)
+def test_damaged_codes_stay_inside(order, name):
+    """Any bytes in the place of codes: the interpreter, which checks every access, and machine code agree."""
+    format = catalog.find(name)
+    if not stored.EXTENTS[order].holds(format):
+        return
+    w = random_weight(format, 32, 32)
+    weight = choose.tile(w, order=order)
+    for codes in (np.full_like(weight.codes, 255), np.random.default_rng(0).integers(0, 256, weight.codes.size)):
+        weight.codes[:] = codes
+        results = []
+        for interpreted in (True, False):
+            x, y = activations(w, order), aligned((1, 64), np.float32)
+            step = choose.bind(weight, x, y, state(1), epilogue="store", tile_m=1)
+            if interpreted:
+                step.launch.interpret(step.count(1))
+            else:
+                step.launch.run(0, step.count(1))
+            results.append(y.tobytes())
+        assert results[0] == results[1]
+
+
+def activations(w, order):
+    """Random activations for one row, with the tables that lookups read."""
+    x = random_activations(w, 1, 1)
+    if order == "mad":
+        return x
+    entries = np.random.default_rng(1).integers(0, 32, (1, w.padded_k // 4, 2, 16), dtype=np.uint8)
+    tables = aligned(entries.shape, np.uint8)
+    tables[:] = entries
+    return dataclasses.replace(x, tables=tables)
