@@ -9,11 +9,13 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from lutra import __version__
+from lutra.cli_bench import Counts, Names
 from lutra.cli_input import read_message, read_prompt, read_text, split_words
 from lutra.cli_model import resolve
 from lutra.cli_show import LoadProgress, show_text, stats_line
@@ -191,16 +193,32 @@ def doctor(context: click.Context) -> None:
 
 
 @cli.command()
-@click.option("--shape", default="2b", show_default=True, help="Sizes of a model with random weights.")
-@click.option("--format", "format_name", default="ternary", show_default=True, help="Format of all its weights.")
-@threads_option
-@click.option("-p", "--prompt", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens to prefill.")
+@click.option("--shape", "shapes", type=Names(), default="2b", show_default=True, help="Sizes of the random model.")
+@click.option("--format", "formats", type=Names(), default="ternary", show_default=True, help="Of all its weights.")
+@click.option("--head", default="", help="Format of the head and embedding.  Default: that of the other weights.")
+@click.option("--order", default="auto", show_default=True, help="Kernel family: auto, mad, lut, trit5.")
+@click.option("-p", "--prompt", "prompts", type=Counts(), default="128", show_default=True, help="Tokens to prefill.")
 @click.option("-n", "--gen", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens to decode.")
-def bench(shape: str, format_name: str, threads: int | None, prompt: int, gen: int) -> None:
-    """Measure tokens per second beside the roof of this machine; no download."""
-    from lutra import bench as benchmark
+@click.option("--threads", type=Counts(), help="Default: the cores this process may use.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Measured that often.")
+@click.option("-o", "--output", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+@click.option("--kernels", is_flag=True, help="Take one decode step and one chunk of prefill apart instead.")
+@click.option("--batch", type=Counts(), help="Steps of so many rows instead, as 1-8,16: tokens per second of a batch.")
+@click.option("--rival", type=click.Path(path_type=Path), help="A llama-bench that runs in every round.")
+@click.option("--rival-model", type=click.Path(path_type=Path), help="The GGUF file it runs.")
+def bench(**options: Any) -> None:
+    """Measure tokens per second beside the roofs of this machine; no download.
 
-    click.echo(benchmark.run(shape, format_name, threads, prompt, gen))
+    \b
+    lutra bench --shape 2b --format ternary,planes4-g32 --threads 1,2     a row for each combination
+    lutra bench --kernels                                                 where the time of a step goes
+    lutra bench --batch 1-8,16,32                                         tokens per second over rows in a step
+
+    Rates are the median of the rounds, half their interquartile range, and in brackets the best.
+    """
+    from lutra import cli_bench
+
+    click.echo(cli_bench.bench(**options))
 
 
 @cli.command()

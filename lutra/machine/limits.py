@@ -114,6 +114,11 @@ def read_programs(num_bytes: int) -> list[Program]:
     ]  # fmt: skip
 
 
+def bytes_read(program: Program) -> int:
+    """Bytes that one of `read_programs` reads."""
+    return sum(step.tasks for step in program.steps) * BLOCK_BYTES
+
+
 def int8_gops(threads: int, seconds: float | None = None) -> float:
     """Best rate of int8 operations on `threads` threads, in 1e9 a second."""
     tasks = 8 * threads

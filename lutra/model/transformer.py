@@ -56,8 +56,7 @@ class Transformer:
 
     @cached_property
     def decode_program(self) -> Program:
-        recorder = self._recorder(1)
-        return Program(recorder.layers() + recorder.head())
+        return self.batch_program(1)
 
     @cached_property
     def prefill_program(self) -> Program:
@@ -67,15 +66,27 @@ class Transformer:
     def head_program(self) -> Program:
         return Program(self._recorder(self.buffers.head_rows).head())
 
+    def batch_program(self, rows: int) -> Program:
+        """Layers and head of `rows` rows in one program; `run_batch` runs it.
+
+        More than one row needs all_logits.
+        """
+        recorder = self._recorder(rows)
+        return Program(recorder.layers() + recorder.head())
+
+    def run_batch(self, program: Program, tokens: Sequence[int], position: int) -> np.ndarray:
+        """Run tokens that start at `position` in one native call; return the logits after each, f32 [len, vocab]."""
+        self._enter(tokens, position)
+        self._choose_head_rows(0, len(tokens))
+        program.run(self.workers, len(tokens))
+        return self.buffers.logits[: len(tokens), : self.config.vocab_size]
+
     def _recorder(self, rows: int) -> Recorder:
         return Recorder(self.config, self.weights, self.buffers, self.scratch, rows, self.isa)
 
     def decode(self, token: int, position: int) -> np.ndarray:
         """Run one token; return the logits of the next, f32 [vocab] (valid until the next call)."""
-        self._enter([token], position)
-        self._choose_head_rows(0, 1)
-        self.decode_program.run(self.workers, 1)
-        return self.buffers.logits[0, : self.config.vocab_size]
+        return self.run_batch(self.decode_program, [token], position)[0]
 
     def prefill(self, tokens: Sequence[int], position: int) -> np.ndarray:
         """Run tokens that start at `position`; return the logits after the last, f32 [vocab] (until the next call)."""

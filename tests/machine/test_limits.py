@@ -49,6 +49,7 @@ def test_a_roof_of_given_work_does_that_work(small):
     """The small buffer is four blocks long: eleven blocks are two laps and three blocks."""
     for program in limits.read_programs(11 * limits.BLOCK_BYTES + 7):
         assert [step.tasks for step in program.steps] == [4, 4, 3]
+        assert limits.bytes_read(program) == 11 * limits.BLOCK_BYTES
         program.run(Workers(2), 0)
     side = limits.SIDES.get(limits.isa(), limits.NARROW_SIDE)
     (step,) = limits.multiply_program(10 * 2 * 64 * side**2 * limits.TURNS).steps

@@ -1,0 +1,89 @@
+"""What `lutra bench` is given, in words, and how it runs: one model at a time, progress on stderr."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+
+class Names(click.ParamType):
+    """Words joined by commas."""
+
+    name = "name,…"
+
+    def convert(
+        self, value: str | list[str], param: click.Parameter | None, context: click.Context | None
+    ) -> list[str]:
+        words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+        if not all(words):
+            self.fail(f"expected names joined by commas, got {value!r}; leave none empty", param, context)
+        return words
+
+
+class Counts(click.ParamType):
+    """Positive whole numbers and ranges joined by commas: 1-4,8 is 1, 2, 3, 4, 8."""
+
+    name = "n,…"
+
+    def convert(
+        self, value: str | list[int], param: click.Parameter | None, context: click.Context | None
+    ) -> list[int]:
+        if not isinstance(value, str):
+            return value
+        try:
+            bounds = [[int(end) for end in word.split("-")] for word in value.split(",")]
+            found = [n for first, *last in bounds for n in range(first, (last or [first])[0] + 1)]
+        except ValueError:
+            found = []
+        if not found or min(found) < 1 or max(found) > 1 << 20:
+            self.fail(f"expected whole numbers of at least 1, as in 1-4,8, got {value!r}", param, context)
+        return found
+
+
+def command_line() -> str:
+    """The command that is running, as one would type it."""
+    return shlex.join(["lutra", *sys.argv[1:]])
+
+
+def say(message: str) -> None:
+    """A line of progress on stderr, without a thread of its own: nothing may run beside what is measured."""
+    click.secho(message, err=True, dim=True)
+
+
+def bench(
+    shapes: Sequence[str], formats: Sequence[str], head: str, order: str, prompts: Sequence[int], gen: int,
+    threads: Sequence[int] | None, rounds: int, output: str, batch: Sequence[int] | None, kernels: bool,
+    rival: Path | None, rival_model: Path | None,
+) -> str:  # fmt: skip
+    """Measure every combination; return what is to be printed.  Options as in `lutra bench --help`."""
+    from lutra import machine
+    from lutra.bench import case as cases_
+    from lutra.bench import report
+    from lutra.bench.curve import curve
+    from lutra.bench.launches import launches
+    from lutra.bench.measure import measure
+    from lutra.bench.rival import Rival
+
+    if (rival is None) != (rival_model is None):
+        raise click.UsageError("expected --rival and --rival-model together, got one of them; name both")
+    opponent = Rival(rival, rival_model) if rival and rival_model else None
+    found = cases_.models(shapes, formats, head, order)
+    results: list[report.Result] = []
+    for model in found:
+        say(f"{model.shape} {model.format}: making weights")
+        weights = model.make(max(prompts) + max(gen, max(batch or [0])))
+        for case in cases_.cases(model, prompts, gen, threads or [machine.usable_cores()]):
+            label = f"{model.shape} {model.format}, {case.threads} threads, {case.prompt} tokens: "
+
+            def tell(message: str, label: str = label) -> None:
+                say(label + message)
+
+            if batch:
+                results += curve(case, weights, batch, rounds, tell)
+            elif kernels:
+                results += launches(case, weights, rounds, tell)
+            else:
+                results.append(measure(case, weights, rounds, opponent, tell))
+    return report.render(results, output, command_line())
