@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -43,33 +45,68 @@ class Emulator:
 
     def run(self, kernel: Kernel, args: dict[str, Any], tasks: int, isa: str, **static: Any) -> None:
         """Run tasks 0 .. tasks - 1 on an emulated CPU and write the buffers of `args` back."""
-        code = cross_compile(kernel.trace(**static), TARGETS[isa], "kernel")
-        (self.folder / "kernel.o").write_bytes(code.object)
-        files = [self.folder / name for name in ("main.o", "kernel.o", "main", "in", "out")]
-        main_object, kernel_object, program, given, result = files
-        subprocess.run([GCC, "-static", main_object, kernel_object, "-o", program], check=True)
-        given.write_bytes(_request(kernel, args, tasks))
+        program, given, result = self._program(kernel, isa, static), self.folder / "in", self.folder / "out"
+        regions = _regions([value for value in args.values() if isinstance(value, np.ndarray)])
+        given.write_bytes(_request(kernel, args, tasks, regions))
         subprocess.run([QEMU, "-cpu", CPUS[isa], program, given, result], check=True)
-        _take_back(kernel, args, result.read_bytes())
+        _take_back(regions, result.read_bytes())
+
+    def _program(self, kernel: Kernel, isa: str, static: dict[str, Any]) -> Path:
+        """The executable of one specialisation, linked once."""
+        digest = hashlib.sha256(repr(sorted(static.items())).encode()).hexdigest()[:16]
+        program = self.folder / f"{kernel.name}-{isa}-{digest}"
+        if not program.exists():
+            code = cross_compile(kernel.trace(**static), TARGETS[isa], "kernel")
+            (self.folder / "kernel.o").write_bytes(code.object)
+            objects = [self.folder / "main.o", self.folder / "kernel.o"]
+            subprocess.run([GCC, "-static", *objects, "-o", program], check=True)
+        return program
 
 
-def _request(kernel: Kernel, args: dict[str, Any], tasks: int) -> bytes:
+@dataclass(frozen=True)
+class Region:
+    """Memory of this process that one or several overlapping arrays lie in."""
+
+    start: int
+    end: int
+
+    def read(self) -> bytes:
+        return ctypes.string_at(self.start, self.end - self.start)
+
+
+def _regions(arrays: list[np.ndarray]) -> list[Region]:
+    """The memory of all arrays: what overlaps here overlaps there."""
+    merged: list[Region] = []
+    for start, end in sorted((array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays):
+        if merged and start < merged[-1].end:
+            merged[-1] = Region(merged[-1].start, max(end, merged[-1].end))
+        else:
+            merged.append(Region(start, end))
+    return merged
+
+
+def _request(kernel: Kernel, args: dict[str, Any], tasks: int, regions: list[Region]) -> bytes:
     """What main.c reads."""
-    parts = [np.array([tasks, len(kernel.params)], np.int64).tobytes()]
+    parts = [np.array([tasks, len(regions), len(kernel.params)], np.int64).tobytes()]
+    for region in regions:
+        parts += [np.int64(region.end - region.start).tobytes(), region.read()]
     for name, kind in kernel.params.items():
         if isinstance(kind, Pointer):
-            parts += [np.int64(args[name].nbytes).tobytes(), args[name].tobytes()]
+            address = args[name].ctypes.data
+            place = next(i for i, region in enumerate(regions) if region.start <= address < region.end)
+            parts.append(np.array([place, address - regions[place].start], np.int64).tobytes())
         else:
             number = kind.dtype.numpy(args[name]).tobytes()
-            parts += [np.int64(0).tobytes(), number.ljust(8, b"\0")]
+            parts += [np.int64(-1).tobytes(), number.ljust(8, b"\0")]
     return b"".join(parts)
 
 
-def _take_back(kernel: Kernel, args: dict[str, Any], result: bytes) -> None:
+def _take_back(regions: list[Region], result: bytes) -> None:
+    """Write what changed; weights may lie in memory that cannot be written."""
     at = 0
-    for name, kind in kernel.params.items():
-        if isinstance(kind, Pointer):
-            buffer = args[name]
-            buffer[...] = np.frombuffer(result, buffer.dtype, buffer.size, at).reshape(buffer.shape)
-            at += buffer.nbytes
+    for region in regions:
+        size = region.end - region.start
+        if result[at : at + size] != region.read():
+            ctypes.memmove(region.start, result[at : at + size], size)
+        at += size
     assert at == len(result)
