@@ -24,14 +24,15 @@ class Plan:
     prefetch_bytes: int
 
 
-AHEAD = 8192  # bytes of codes: about 200 ns at 40 GB/s, the latency of memory
+AHEAD = 8192  # bytes of codes: about 200 ns at 40 GB/s, the latency of memory; decode on AVX-512 is as fast with half
 
 # (order, isa, tile_m) → plan.  16 sums in flight hide five cycles of two dot products each; 32 registers hold them
 PLANS: dict[tuple[str, str, int], Plan] = {
-    ("mad", "avx512", 1): Plan(tiles=2, accumulators=4, unroll=1, prefetch_bytes=AHEAD),
+    ("mad", "avx512", 1): Plan(tiles=2, accumulators=4, unroll=1, prefetch_bytes=4096),
     ("mad", "avx512", 2): Plan(tiles=2, accumulators=2, unroll=1, prefetch_bytes=AHEAD),
     ("mad", "avx512", 4): Plan(tiles=2, accumulators=2, unroll=1, prefetch_bytes=AHEAD),
     ("mad", "avx512", 8): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
+    ("dense", "avx512", 4): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
     ("mad", "portable", 1): Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=AHEAD),  # short code compiles fast
     # 128-bit registers, four to a vector: partial sums of one row tile or of two, not both, or registers spill
     ("mad", "i8mm", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
@@ -43,6 +44,7 @@ PLANS: dict[tuple[str, str, int], Plan] = {
 USUAL: dict[tuple[str, int], Plan] = {
     ("mad", 1): Plan(tiles=2, accumulators=2, unroll=1, prefetch_bytes=AHEAD),
     ("dense", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
+    ("dense", 2): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
 }
 OTHERWISE = Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=AHEAD)
 
