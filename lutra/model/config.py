@@ -156,12 +156,12 @@ def _from_packed(model_file: ModelFile) -> ModelConfig:
     fields.require("architecture", tuple(BY_NAME), "use a model of one of these families")
     fields.require("activation", tuple(ACTIVATIONS.values()), "use a model with one of these activations")
     sizes = {name: fields.integer(name, low, high) for name, (_, _, low, high) in SIZES.items()}
+    numbers: dict[str, Any] = sizes | _heads(fields, sizes, "num_kv_heads", "head_dim")
     theta, scaling = scaling_from_hugging_face(fields, 0.0)
     flags = ("tied", "attn_sub_norm", "ffn_sub_norm", "qk_norm", "qkv_bias")
     return ModelConfig(
         architecture=fields.text("architecture"),
-        **sizes,
-        **_heads(fields, sizes, "num_kv_heads", "head_dim"),
+        **numbers,
         vocab_size=fields.integer("vocab_size", 1, MAX_VOCAB),
         rope_theta=theta,
         rope_scaling=scaling,

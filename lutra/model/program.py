@@ -56,7 +56,7 @@ class Recorder:
         steps = self._inputs(layer.qkv, b.residual, layer.attn_norm, b.state)
         for linear in layer.qkv:
             steps.append(self._matmul(linear, self.scratch.of(linear.weight, b.residual), b.qkv, b.state, "store"))
-        norms = {"q_norm": layer.q_norm, "k_norm": layer.k_norm, "eps": c.norm_eps}
+        norms: dict[str, Any] = {"q_norm": layer.q_norm, "k_norm": layer.k_norm, "eps": c.norm_eps}
         steps.append(rope.bind(b.qkv, keys, values, b.cos, b.sin, b.state, heads=c.num_heads, isa=self.isa, **norms))
         steps.append(attention.bind(b.qkv, keys, values, b.attended, b.state, heads=c.num_heads, isa=self.isa))
         return steps + self._project(layer.o, b.attended, layer.attn_sub_norm)
@@ -89,7 +89,8 @@ class Recorder:
         steps = []
         for weight in kinds.values():
             target = self.scratch.of(weight, x)
-            options = {"width": weight.k, "eps": self.config.norm_eps, "source_row": source_row, "isa": self.isa}
+            options: dict[str, Any] = {"width": weight.k, "source_row": source_row, "isa": self.isa}
+            options["eps"] = self.config.norm_eps
             if isinstance(target, Activations):
                 steps.append(norm.bind_quantize(x, target, state, weight=norm_weight, **options))
             else:
@@ -99,8 +100,10 @@ class Recorder:
 
     def _matmul(self, linear: Linear, source: Source, y: np.ndarray, state: np.ndarray, epilogue: str) -> Step:
         tile_m = choose.tile_m(linear.weight, self.rows, self.isa)
-        options = {"bias": linear.bias, "column": linear.column, "tile_m": tile_m, "isa": self.isa}
-        return choose.bind(linear.weight, source, y, state, epilogue=epilogue, **options)
+        return choose.bind(
+            linear.weight, source, y, state,
+            epilogue=epilogue, bias=linear.bias, column=linear.column, tile_m=tile_m, isa=self.isa,
+        )  # fmt: skip
 
 
 Source = Activations | np.ndarray  # what a linear reads: int8 activations, or f32 [rows, stride]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -88,9 +89,8 @@ def side_by_side(
 
 def gated(gate: Matrix, up: Matrix, order: str | None = None) -> Linear:
     """Gate and up as one weight; where their formats differ both are widened to f32."""
-    if not _same_format([gate, up]):
-        gate, up = widen(gate), widen(up)
-    return tile(interleave_rows(gate, up), order=order)
+    pair: tuple[Any, Any] = (gate, up) if _same_format([gate, up]) else (widen(gate), widen(up))
+    return tile(interleave_rows(*pair), order=order)
 
 
 def widen(matrix: Matrix) -> np.ndarray:

@@ -30,8 +30,12 @@ def test_the_whole_text_of_a_small_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("family", "stored", "runs"),
-    [("bitnet", "bitnet-u8", "re-coded to ternary"), ("bitnet-master", "BF16", "ternary"), ("llama", "F32", "as stored")],
-)  # fmt: skip
+    [
+        ("bitnet", "bitnet-u8", "re-coded to ternary"),
+        ("bitnet-master", "BF16", "ternary"),
+        ("llama", "F32", "as stored"),
+    ],
+)
 def test_how_a_linear_is_stored_and_run(tmp_path: Path, family: str, stored: str, runs: str) -> None:
     tiny_hf(tmp_path, family=family)
     row = next(row for row in lines(tmp_path) if row.startswith("layers.0.down "))
