@@ -141,12 +141,12 @@ def _make(cache: DType) -> Kernel:
 
         for head in loop(0, group):
             at = first + (kv * group + head) * head_dim
-            for start, rotated in _rotate(qkv, at, cos, sin, table, q_norm if qk_norm else None, head_dim, eps):
+            for start, rotated in rotate(qkv, at, cos, sin, table, q_norm if qk_norm else None, head_dim, eps):
                 store(qkv, at + start, rotated)
 
         at = first + (kv + heads) * head_dim
         column = ((kv * blocks + position // BLOCK) * head_dim) * BLOCK + position % BLOCK
-        for start, rotated in _rotate(qkv, at, cos, sin, table, k_norm if qk_norm else None, head_dim, eps):
+        for start, rotated in rotate(qkv, at, cos, sin, table, k_norm if qk_norm else None, head_dim, eps):
             narrow = _narrow(rotated, cache)
             for lane in range(rotated.type.lanes):
                 store(keys, column + (start + lane) * BLOCK, extract(narrow, lane))
@@ -175,7 +175,7 @@ def _narrow(v: Value, cache: DType) -> Value:
     return v if cache == f32 else convert(minimum(maximum(v, -limit), limit), cache)
 
 
-def _rotate(
+def rotate(
     qkv: Value, at: Value, cos: Value, sin: Value, table: Value, norm: Value | None, head_dim: int, eps: Value
 ) -> list[tuple[int, Value]]:
     """(start, vector) pieces of one rotated head; all loads come before the caller's stores."""
