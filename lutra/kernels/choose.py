@@ -24,9 +24,9 @@ TILE = {"mad": tile_mad, "lut": tile_lut}
 # ISA and bits → the family of a quantised weight where it is not mad: what pays for building tables.  Decode on one
 # thread of Zen 5, GMAC/s mad : lut   1 bit        2 bits       3 bits      4 bits, groups of 32
 #                            avx512   261 : 259    137 : 133    93 : 88     60 : 59      all at the memory roof
-#                           avxvnni   125 : 189    108 : 111    50 : 73     50 : 48
-#                              avx2    90 : 171     91 : 105    52 : 67     61 : 44
-# With 4 rows at once lut keeps its rate and mad gains (avx2, 2 bits: 112; avxvnni: 189), so only 1 bit is a clear case.
+#                           avxvnni   141 : 209    127 : 116    60 : 70     62 : 51
+#                              avx2    99 : 167    100 : 95     55 : 68     60 : 46
+# With 4 rows at once lut keeps its rate and mad gains (avx2, 3 bits: 92; avxvnni: 164), so only 1 bit is a clear case.
 ORDERS: dict[tuple[str, int], str] = {("avxvnni", 1): "lut", ("avx2", 1): "lut"}
 
 # family and ISA → the row blocks worth having, ascending.  16 vector registers hold fewer sums than 32, and 128-bit
