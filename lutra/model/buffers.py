@@ -7,8 +7,9 @@ import os
 import numpy as np
 
 from lutra.errors import CapacityError
-from lutra.kernels import rope
+from lutra.kernels import cache, kv
 from lutra.kernels.buffers import aligned
+from lutra.model.angles import cos_sin
 from lutra.model.config import ModelConfig
 from lutra.model.rope import rope_frequencies
 
@@ -34,11 +35,20 @@ class Buffers:
     attended  f32 [rows, heads * head_dim]
     gated     f32 [rows, ffn]
     logits    f32 [head_rows, vocab]
-    keys, values                          f16 per layer, see kernels/rope.py
+    caches                                keys and values per layer, see kernels/cache.py
+    queries                               integers, where the cache holds codes
     Row lengths are rounded up to 64 columns (and 256 where a group needs it); what lies beyond the width stays zero.
     """
 
-    def __init__(self, config: ModelConfig, context: int, rows: int, head_rows: int, factors: np.ndarray | None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        context: int,
+        rows: int,
+        head_rows: int,
+        factors: np.ndarray | None,
+        kind: str = cache.DEFAULT_KIND,
+    ):
         self.context, self.rows, self.head_rows = round_up(context, 16), round_up(rows, ROW_BLOCK), head_rows
         heads, kv_heads, width = config.num_heads, config.num_kv_heads, config.head_dim
         self.state, self.head_state = aligned((8,), np.int64), aligned((8,), np.int64)
@@ -48,8 +58,14 @@ class Buffers:
         self.attended = self._matrix(heads * width)
         self.gated = self._matrix(config.ffn_size)
         self.logits = aligned((round_up(head_rows, ROW_BLOCK), _columns(config.vocab_size)), np.float32)
-        self.keys, self.values = _allocate_cache(config, context)
+        self.caches = _allocate_caches(config, context, kind)
+        self.queries = kv.queries_for(kind, self.rows, heads, width)
         self.cos, self.sin = _rotations(self.context, rope_frequencies(config, factors))
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes that one position takes in the caches of all layers."""
+        return sum(cache.position_bytes(each.kind, each.kv_heads, each.head_dim) for each in self.caches)
 
     def _matrix(self, width: int) -> np.ndarray:
         return aligned((self.rows, _columns(width)), np.float32)
@@ -60,23 +76,25 @@ def _columns(width: int) -> int:
     return round_up(width, 256) + COLUMN_BLOCK
 
 
-def _allocate_cache(config: ModelConfig, context: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Keys and values of every layer.  Raises CapacityError when the machine has not that much memory."""
-    position_bytes = config.num_layers * config.num_kv_heads * config.head_dim * 2 * 2  # keys and values, f16
+def _allocate_caches(config: ModelConfig, context: int, kind: str) -> list[cache.Cache]:
+    """Keys and values of every layer.
+
+    Raises CapacityError when the machine has not that much memory, KernelError for a kind there is not.
+    """
+    position_bytes = config.num_layers * cache.position_bytes(kind, config.num_kv_heads, config.head_dim)
     needed, memory = context * position_bytes, _memory_bytes()
     try:
         if memory is not None and needed > memory:
             raise MemoryError
-        layers = [
-            rope.allocate_cache(config.num_kv_heads, context, config.head_dim) for _ in range(config.num_layers)
+        return [
+            cache.allocate(kind, config.num_kv_heads, context, config.head_dim) for _ in range(config.num_layers)
         ]
     except MemoryError:
         got = "less" if memory is None else f"{memory / 1e9:.1f} GB"
         raise CapacityError(
             f"expected {needed / 1e9:.1f} GB of memory for a context of {context} tokens, got {got}; "
-            "ask for less with --ctx"
+            "ask for less with --ctx, or for smaller keys and values with --kv"
         ) from None
-    return [keys for keys, _ in layers], [values for _, values in layers]
 
 
 def _memory_bytes() -> int | None:
@@ -93,5 +111,5 @@ def _rotations(positions: int, frequencies: np.ndarray) -> tuple[np.ndarray, np.
     for start in range(0, positions, _ANGLE_BLOCK):
         rows = slice(start, start + _ANGLE_BLOCK)
         angles = np.arange(positions)[rows, None] * frequencies
-        cos[rows], sin[rows] = np.cos(angles), np.sin(angles)
+        cos[rows], sin[rows] = cos_sin(angles)
     return cos, sin
