@@ -14,12 +14,11 @@ from lutra.files import open_model
 from lutra.files.door import shown
 from lutra.files.model_file import ModelFile
 from lutra.formats.qtensor import QTensor
-from lutra.kernels import embed
 from lutra.model import packed
 from lutra.model.config import ModelConfig, config_from
 from lutra.model.tokenizer import Tokenizer
 from lutra.model.transformer import Transformer
-from lutra.model.weights import LayerWeights, Linear, Matrix, Weights, gated, side_by_side, tile
+from lutra.model.weights import LayerWeights, Matrix, Weights, gated, side_by_side, table_and_head, tile
 from lutra.quantize.ternary import absmean, find_ternary
 
 DEFAULT_CONTEXT = 4096  # tokens, where the model allows as many
@@ -124,20 +123,17 @@ def load_weights(
     reader = Reader(file, config, set(), order)
     total = config.num_layers + 2
     table = reader.matrix("embed", config.vocab_size, config.hidden_size)
-    rows = tile(table, order=order if order in embed.ORDERS else None)
-    progress("embedding", 1, total)
+    last = None if config.tied else reader.matrix("head", config.vocab_size, config.hidden_size)
+    rows, head = table_and_head(table, last, order)
+    progress("embedding and head", 1, total)
     layers = []
     for index in range(config.num_layers):
         layers.append(_layer(reader, f"layers.{index}."))
         progress(f"layer {index + 1} of {config.num_layers}", index + 2, total)
-    head = rows
-    if not config.tied or order not in (None, *embed.ORDERS):
-        matrix = table if config.tied else reader.matrix("head", config.vocab_size, config.hidden_size)
-        head = tile(matrix, order=order)
     final_norm = reader.vector("final_norm", config.hidden_size)
-    progress("head", total, total)
+    progress("final norm", total, total)
     reader.check_all_used()
-    return Weights(rows.weight, layers, final_norm, Linear(head.weight))
+    return Weights(rows, layers, final_norm, head)
 
 
 def _layer(reader: Reader, prefix: str) -> LayerWeights:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lutra.formats.qtensor import QTensor
-from lutra.kernels import choose
+from lutra.kernels import choose, embed
 from lutra.kernels.stored import EXTENTS
 from lutra.kernels.tiles import TiledWeight, interleave_rows
 
@@ -75,6 +75,17 @@ def tile(matrix: Matrix, bias: np.ndarray | None = None, column: int = 0, order:
         padded = np.zeros(weight.padded_n, np.float32)
         padded[: len(bias)] = np.asarray(bias, np.float32)
     return Linear(weight, padded, column)
+
+
+def table_and_head(table: Matrix, head: Matrix | None, order: str | None = None) -> tuple[TiledWeight, Linear]:
+    """The embedding in an order that rows can be taken out of, and the head; one weight where one order serves both.
+
+    head   None where it is the embedding
+    """
+    last = tile(table if head is None else head, order=order)
+    if head is None and last.weight.order in embed.ORDERS:
+        return last.weight, last
+    return tile(table, order="mad").weight, last
 
 
 def side_by_side(

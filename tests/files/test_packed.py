@@ -1,4 +1,4 @@
-"""Packed files: arrays come back where they lie, on cache lines; a file appears whole or not at all; lies are refused."""
+"""Packed files: arrays come back where they lie, on cache lines; files appear whole or not at all; lies are refused."""
 
 import json
 import random
@@ -147,8 +147,8 @@ def test_other_versions_are_refused(path: Path, version: Any) -> None:
     assert "version: expected 1" in refusal(path)
 
 
-@pytest.mark.parametrize("metadata", [{}, {"format": "pt"}, {"lutra": 1}, {"lutra": "[]"}, {"lutra": "{"}, {"lutra": ""},
-                                      "lutra", {"lutra": "[" * 100_000}, None])  # fmt: skip
+@pytest.mark.parametrize("metadata", [{}, {"format": "pt"}, {"lutra": 1}, {"lutra": "[]"}, {"lutra": "{"},
+                                      {"lutra": ""}, "lutra", {"lutra": "[" * 100_000}, None])  # fmt: skip
 def test_other_headers_are_refused(path: Path, metadata: Any) -> None:
     change(path, __metadata__=metadata)
     refusal(path)
