@@ -261,6 +261,22 @@ def test_perplexity(asked: list[Any], tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "perplexity 5.0000\n"
 
 
+def test_pack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import lutra.model.pack
+
+    asked: list[tuple[Any, ...]] = []
+
+    def pack(*arguments: Any) -> str:
+        asked.append(arguments[:3])
+        return "written"
+
+    monkeypatch.setattr(lutra.model.pack, "pack", pack)
+    assert cli.exit_code(["pack", str(tmp_path), "m.lutra", "--order", "lut"]) == 0
+    assert capsys.readouterr() == ("written\n", "") and asked == [(str(tmp_path), "m.lutra", "lut")]
+    assert cli.exit_code(["pack", str(tmp_path), str(tmp_path)]) == 2
+    assert "directory" in capsys.readouterr().err
+
+
 def test_inspect_model(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.exit_code(["inspect", "model"]) == 0
     assert capsys.readouterr().out == "a parrot\n"

@@ -91,3 +91,32 @@ def test_the_page_is_true():
     for name in re.findall(r"`((?:planes|ternary|int8)\d?[-\w]*)`", PAGE.split("## The packed order")[0]):
         assert name == "planes" or catalog.find(name).name == name
     assert catalog.find("planes2-g16-zeros-f32")
+
+
+def test_axes_say_a_format_and_make_it_again():
+    assert catalog.axes_of(catalog.planes(2, 64, zero=1)) == {
+        "alphabet": "uniform", "bits": 2, "group_size": 64, "zero": 1, "scale_dtype": "f16", "offset": "none",
+        "activation_group": 64,
+    }  # fmt: skip
+    for form in [*catalog._every().values(), *catalog.FORMATS.values()]:
+        assert catalog.from_axes(catalog.axes_of(form)) == form
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"bits": 9}, {"bits": True}, {"bits": 4.0}, {"bits": [4]}, {"bits": None}, {"zero": 16}, {"zero": -1},
+     {"zero": 10**30}, {"group_size": 24}, {"group_size": "32"}, {"scale_dtype": "bf16"}, {"offset": "scales"},
+     {"activation_group": 64}, {"alphabet": "trit"}, {"bits": 8}, {"bits": 8, "zero": 128, "offset": "mins"},
+     {"name": "x"}],
+    ids=str,
+)  # fmt: skip
+def test_axes_that_make_no_format(change):
+    with pytest.raises(FormatError, match="expected .*, got .*; "):
+        catalog.from_axes(catalog.axes_of(catalog.planes(4, 32)) | change)
+
+
+def test_axes_left_out():
+    axes = catalog.axes_of(catalog.planes(4, 32))
+    for axis in axes:
+        with pytest.raises(FormatError, match=axis):
+            catalog.from_axes({name: value for name, value in axes.items() if name != axis})
