@@ -114,6 +114,11 @@ _SUMS_IN_16_BITS: dict[Callable[[lower.Emitter, Op], str], Instruction] = {
     lower.dot4_maddubs: Instruction(
         lower.dot4_sum_maddubs, _X86_256, lambda op: _lanes(op) % 8 == 0 and _sums_fit_16_bits(op)
     ),
+    lower.dot4_smull: Instruction(
+        lower.dot4_sum_smull,
+        _NEON,
+        lambda op: _lanes(op) % 4 == 0 and _is_signed_byte(op) and _sums_fit_16_bits(op),
+    ),
     lower.dot4_plain: Instruction(lower.dot4_sum_plain, applies=lambda op: _sums_fit_16_bits(op)),
 }
 

@@ -534,6 +534,22 @@ def dot4_smull(e: Emitter, op: Op) -> str:
     return _dot4_arm(e, op, four)
 
 
+def dot4_sum_smull(e: Emitter, op: Op) -> str:
+    """Products of all pairs are added in 16 bits (smlal), and widened once."""
+    acc, *operands = op.operands
+    parts = []
+    for start in range(0, _result(op).lanes, 4):
+        quarters = [e.part(e.of(x), kind_of(x), 4 * start, 16) for x in operands]
+        totals: list[str] = []
+        for u, s in zip(quarters[::2], quarters[1::2], strict=True):
+            products = _products(e, u, s)
+            sums = [e.line(f"add {_SHORTS} {a}, {b}") for a, b in zip(totals, products, strict=False)]
+            totals = sums or products
+        four = _sum_quads_16_bits(e, *totals)
+        parts.append(e.line(f"add {_FOUR} {e.part(e.of(acc), kind_of(acc), start, 4)}, {four}"))
+    return e.join(parts, Type(i32, 4))
+
+
 def dot4_smull_minus_128(e: Emitter, op: Op) -> str:
     """For any unsigned operand; only -128 * -128 twice leaves 16 bits."""
     sum_quads = _sum_quads_16_bits if op.attributes["signed_bound"] < 128 else _sum_quads_32_bits

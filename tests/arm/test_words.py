@@ -17,6 +17,7 @@ from tests.compiler.test_words import (
     integer_words,
     low_bit_arguments,
     low_bit_words,
+    summed_words,
     wide_lookup,
     wide_lookup_arguments,
 )
@@ -62,3 +63,12 @@ def test_low_bit_words_at_their_extremes(emulator, isa, lanes, bound, signed_bou
 @pytest.mark.parametrize("start", [0, 128])
 def test_lookup_in_128_bytes(emulator, isa, start):
     check(emulator, wide_lookup, wide_lookup_arguments(start), isa, lanes=64)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bound, num_pairs", [(3, 8), (15, 8), (16, 8), (127, 1), (127, 2), (255, 3)])
+def test_sums_of_dot_products_at_the_edge_of_16_bits(emulator, isa, bound, num_pairs):
+    for sign in (-128, 127):
+        u, s = np.full(num_pairs * 64, bound, np.uint8), np.full(num_pairs * 64, sign, np.int8)
+        args = {"u": u, "s": s, "y": np.zeros(16, np.int32)}
+        check(emulator, summed_words, args, isa, lanes=16, bound=bound, num_pairs=num_pairs)

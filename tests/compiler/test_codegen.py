@@ -36,16 +36,17 @@ def test_the_object_belongs_to_the_architecture(isa):
     assert "kernel:" in code.assembly and "@kernel(" in code.llvm
 
 
-# How many multiplications of 16 bytes the 64 rows * 32 weights of a turn take, by instruction set
-@pytest.mark.parametrize(
-    "isa, name, most", [("i8mm", "usdot", 0.25), ("dotprod", "sdot", 0.25), ("neon", "smull", 0.6)]
-)
-def test_multiply_add_uses_the_dot_product(isa, name, most):
+# The instructions that multiply, the byte products of each, and the instructions a weight may take
+@pytest.mark.parametrize("isa, names, products, most", [
+    ("i8mm", ["usdot"], 16, 0.25),
+    ("dotprod", ["sdot"], 16, 0.25),
+    ("neon", ["smull", "smlal", "smlal2", "smull2"], 8, 0.5),
+])  # fmt: skip
+def test_multiply_add_uses_the_dot_product(isa, names, products, most):
     plan = plan_for("mad", isa, 1)
     weights = 32 * 16 * plan.tiles * plan.unroll
     loop = innermost_loops(mad(isa, catalog.ternary()).assembly)[0]
-    products = 8 if name == "smull" else 16
-    assert count(loop)[name] == weights // products
+    assert sum(count(loop).get(name, 0) for name in names) == weights // products
     assert len(loop) <= most * weights
 
 
