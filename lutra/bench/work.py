@@ -34,8 +34,7 @@ def prefill_operations(weights: Weights, rows: int) -> int:
 
 def position_bytes(config: ModelConfig, transformer: Transformer) -> int:
     """Bytes of keys and values of one position in all layers, as the cache stores them."""
-    values = transformer.buffers.values[0]  # [kv_heads, positions, width]
-    return config.num_layers * config.num_kv_heads * config.head_dim * 2 * values.itemsize
+    return transformer.buffers.position_bytes
 
 
 def cache_bytes(bytes_per_position: int, prompt: int, gen: int) -> int:

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from lutra.engine import perplexity
 from lutra.engine.params import SamplingParams
 from lutra.engine.runner import run_pending
-from lutra.engine.sampler import make_rng, sample
+from lutra.engine.sampler import check_finite, make_rng, sample
 from lutra.engine.sequence import Sequence
 from lutra.engine.stop import StopText
 from lutra.errors import CapacityError
@@ -106,12 +108,20 @@ class LLM:
         for _ in range(min(params.max_tokens, self.transformer.context - len(prompt) + 1)):
             started = time.perf_counter()
             logits = run_pending(self.transformer, self.sequence)
-            token = sample(logits, params, rng, self.sequence.tokens)
+            token = self._choose(logits, params, rng)
             stats.count(time.perf_counter() - started)
             if token in self.tokenizer.eos_ids and not params.ignore_eos:
                 return
             self.sequence.tokens.append(token)
             yield token
+
+    def _choose(self, logits: np.ndarray, params: SamplingParams, rng: np.random.Generator) -> int:
+        """The next token; the best one is found already, by the last kernel of the step."""
+        if not params.is_greedy:
+            return sample(logits, params, rng, self.sequence.tokens)
+        best = self.transformer.best
+        check_finite(logits[best])
+        return best
 
     def _generate(self, prompt: list[int], params: SamplingParams) -> Iterator[str]:
         decoder, stop = self.tokenizer.stream(), StopText(params.stop)

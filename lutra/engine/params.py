@@ -49,6 +49,11 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the next token is the one of the largest logit."""
+        return self.temperature == 0 and self.repetition_penalty == 1
+
     def __post_init__(self) -> None:
         for name, (low, high, integer) in RANGES.items():
             if not (name == "seed" and self.seed is None):

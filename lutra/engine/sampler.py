@@ -42,8 +42,7 @@ def sample(
     returns   int          temperature 0: the arg-max, lowest id on ties, rng untouched; else one draw from rng
     raises    FileError    logits with NaN or +inf, or nothing but -inf: the weights are broken
     """
-    if not np.isfinite(logits.max()):
-        raise FileError("logits: expected finite numbers, got NaN or infinity; the weights or scales are broken")
+    check_finite(logits.max())
     if params.repetition_penalty != 1.0:
         logits = penalize(logits, params.repetition_penalty, history)
     if params.temperature == 0:
@@ -52,6 +51,12 @@ def sample(
     edges = np.cumsum(weights)
     drawn = np.searchsorted(edges, rng.random() * edges[-1], side="right")
     return int(ids[min(int(drawn), len(ids) - 1)])
+
+
+def check_finite(largest: float) -> None:
+    """Refuse logits by their largest, which is NaN if any of them is."""
+    if not np.isfinite(largest):
+        raise FileError("logits: expected finite numbers, got NaN or infinity; the weights or scales are broken")
 
 
 def distribution(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:

@@ -33,19 +33,23 @@ STEP = UNROLL * NUM_LANES
 
 
 def argmax_spec(x: np.ndarray) -> np.ndarray:
-    """First index of the largest element: x f32 [M, N] without NaN → i32 [M]."""
-    return x.argmax(1).astype(np.int32)
+    """First index of the largest element, a NaN counting as infinity: x f32 [M, N] → i32 [M]."""
+    return np.where(np.isnan(x), np.float32(np.inf), x).argmax(1).astype(np.int32)
 
 
 @kernel
 def argmax(x: Pointer[f32], y: Pointer[i32], state: Pointer[i64], stride: i64, width: i64, task: i64):
-    """y[task] = first index of the largest of x[task, :width].  A NaN never wins."""
+    """y[task] = first index of the largest of x[task, :width].
+
+    A NaN counts as infinity: x[y] is finite only if there is none, and nothing else has to look for one.
+    """
     with when(task < load(state, 3)):
         best = [var(const(float("-inf"), f32, NUM_LANES)) for _ in range(UNROLL)]
         where = [var(const(0, i32, NUM_LANES)) for _ in range(UNROLL)]
         for k in loop(0, width, STEP):
             for i in range(UNROLL):
                 v = load(x, task * stride + (k + i * NUM_LANES), NUM_LANES)
+                v = select(v.equals(v), v, float("inf"))
                 index = iota(NUM_LANES) + splat(convert(k + i * NUM_LANES, i32), NUM_LANES)
                 is_better = (v > best[i].get()) & (index < splat(convert(width, i32), NUM_LANES))
                 best[i].set(select(is_better, v, best[i].get()))

@@ -35,6 +35,7 @@ class Buffers:
     attended  f32 [rows, heads * head_dim]
     gated     f32 [rows, ffn]
     logits    f32 [head_rows, vocab]
+    best      i32 [head_rows]             first index of the largest logit
     caches                                keys and values per layer, see kernels/cache.py
     queries                               integers, where the cache holds codes
     Row lengths are rounded up to 64 columns (and 256 where a group needs it); what lies beyond the width stays zero.
@@ -58,6 +59,7 @@ class Buffers:
         self.attended = self._matrix(heads * width)
         self.gated = self._matrix(config.ffn_size)
         self.logits = aligned((round_up(head_rows, ROW_BLOCK), _columns(config.vocab_size)), np.float32)
+        self.best = aligned((len(self.logits),), np.int32)
         self.caches = _allocate_caches(config, context, kind)
         self.queries = kv.queries_for(kind, self.rows, heads, width)
         self.cos, self.sin = _rotations(self.context, rope_frequencies(config, factors))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lutra.compiler.launch import Step
-from lutra.kernels import activations, attention, choose, embed, norm, rope
+from lutra.kernels import activations, argmax, choose, embed, kv, norm
 from lutra.kernels.activations import Activations
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import TiledWeight
@@ -45,20 +45,23 @@ class Recorder:
         return steps
 
     def head(self) -> list[Step]:
-        """residual → logits, for head_state[NUM_ROWS] rows starting at row head_state[HEAD_ROW]."""
+        """residual → logits and the best of them, for head_state[NUM_ROWS] rows starting at row head_state[HEAD_ROW]."""
         b, head = self.buffers, self.weights.head
         inputs = self._inputs((head,), b.residual, self.weights.final_norm, b.head_state, source_row="head")
-        return inputs + [self._matmul(head, self.scratch.of(head.weight, b.residual), b.logits, b.head_state, "store")]
+        matmul = self._matmul(head, self.scratch.of(head.weight, b.residual), b.logits, b.head_state, "store")
+        best = argmax.bind(b.logits, b.best, b.head_state, width=self.config.vocab_size, isa=self.isa)
+        return [*inputs, matmul, best]
 
     def _attention(self, index: int, layer: LayerWeights) -> list[Step]:
         b, c = self.buffers, self.config
-        keys, values = b.keys[index], b.values[index]
+        cache = b.caches[index]
         steps = self._inputs(layer.qkv, b.residual, layer.attn_norm, b.state)
         for linear in layer.qkv:
             steps.append(self._matmul(linear, self.scratch.of(linear.weight, b.residual), b.qkv, b.state, "store"))
         norms: dict[str, Any] = {"q_norm": layer.q_norm, "k_norm": layer.k_norm, "eps": c.norm_eps}
-        steps.append(rope.bind(b.qkv, keys, values, b.cos, b.sin, b.state, heads=c.num_heads, isa=self.isa, **norms))
-        steps.append(attention.bind(b.qkv, keys, values, b.attended, b.state, heads=c.num_heads, isa=self.isa))
+        options = {"heads": c.num_heads, "isa": self.isa}
+        steps.append(kv.bind_store(b.qkv, cache, b.queries, b.cos, b.sin, b.state, **options, **norms))
+        steps.append(kv.bind_attention(b.qkv, cache, b.queries, b.attended, b.state, **options))
         return steps + self._project(layer.o, b.attended, layer.attn_sub_norm)
 
     def _feed_forward(self, layer: LayerWeights) -> list[Step]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from lutra.compiler.launch import Program, Workers
 from lutra.errors import CapacityError, RequestError
+from lutra.kernels.cache import DEFAULT_KIND
 from lutra.model.buffers import HEAD_ROW, NUM_HEAD_ROWS, NUM_ROWS, POSITION, Buffers
 from lutra.model.config import ModelConfig
 from lutra.model.program import Recorder, Scratch
@@ -30,6 +31,7 @@ class Transformer:
     all_logits        also compute logits of every row (`score`); needs memory for chunk x vocabulary
     factors           GGUF's rope_freqs, or None
     isa               instruction set, None for LUTRA_ISA or the widest
+    kv                kind of KV cache, of kernels/cache.KINDS
     """
 
     def __init__(
@@ -42,17 +44,30 @@ class Transformer:
         all_logits: bool = False,
         factors: np.ndarray | None = None,
         isa: str | None = None,
+        kv: str = DEFAULT_KIND,
     ):
         self.config, self.weights, self.workers, self.context = config, weights, workers, context
-        self.chunk, self.factors, self.isa = chunk, factors, isa
-        self.buffers = Buffers(config, context, chunk, chunk if all_logits else 1, factors)
+        self.chunk, self.factors, self.isa, self.kv = chunk, factors, isa, kv
+        self.buffers = Buffers(config, context, chunk, chunk if all_logits else 1, factors, kv)
         self.scratch = Scratch(self.buffers.rows)
 
     def scorer(self, context: int) -> Transformer:
         """The same weights and threads with a cache of their own, computing the logits of every row."""
         return Transformer(
-            self.config, self.weights, self.workers, context, all_logits=True, factors=self.factors, isa=self.isa
+            self.config,
+            self.weights,
+            self.workers,
+            context,
+            all_logits=True,
+            factors=self.factors,
+            isa=self.isa,
+            kv=self.kv,
         )
+
+    @property
+    def best(self) -> int:
+        """Token of the largest logit after `decode` or `prefill`, the lowest on ties; a NaN counts as the largest."""
+        return int(self.buffers.best[0])
 
     @cached_property
     def decode_program(self) -> Program:

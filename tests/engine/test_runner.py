@@ -26,11 +26,11 @@ def test_no_room_is_an_error_and_leaves_the_books_as_they_were(llm: LLM) -> None
     sequence = Sequence([1, 2])
     run_pending(llm.transformer, sequence)
     sequence.tokens += [3] * 200
-    keys = [cache.copy() for cache in llm.transformer.buffers.keys]
+    keys = [cache.keys.copy() for cache in llm.transformer.buffers.caches]
     with pytest.raises(CapacityError, match=r"at most 64 tokens of context, got 202; .*--ctx"):
         run_pending(llm.transformer, sequence)
     assert sequence.num_cached == 2
-    for before, after in zip(keys, llm.transformer.buffers.keys, strict=True):
+    for before, cache in zip(keys, llm.transformer.buffers.caches, strict=True):
         np.testing.assert_array_equal(before, after)
 
 

@@ -54,7 +54,8 @@ def test_interpreter_stays_in_bounds_and_agrees():
 
 
 def test_nan_and_infinity():
-    assert run(rows([np.nan, 2, np.nan, 2]), 4) == [1]
+    assert run(rows([1, 2, np.nan, np.inf]), 4) == [2]
+    assert argmax.argmax_spec(rows([1, 2, np.nan, np.inf])).tolist() == [2]
     assert run(rows([-np.inf, -np.inf]), 2) == [0]
     assert run(rows([1, np.inf, np.inf]), 3) == [1]
 

@@ -22,8 +22,9 @@ def test_rows_are_padded_and_everything_starts_on_a_cache_line() -> None:
     assert (b.rows, b.context, b.head_rows) == (16, 32, 1)
     assert b.residual.shape[1] >= 256 and b.gated.shape[1] >= 688 and b.logits.shape[1] >= 300
     assert b.qkv.shape[1] >= (4 + 2 * 2) * 64
-    assert len(b.keys) == len(b.values) == 2
-    for values in (b.tokens, b.residual, b.qkv, b.attended, b.gated, b.logits, b.cos, *b.keys, *b.values):
+    assert len(b.caches) == 2 and b.queries is None
+    caches = [array for cache in b.caches for array in (cache.keys, cache.values)]
+    for values in (b.tokens, b.residual, b.qkv, b.attended, b.gated, b.logits, b.cos, *caches):
         assert values.ctypes.data % 64 == 0 and not values[1:].any() or values is b.cos
 
 
