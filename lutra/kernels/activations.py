@@ -34,8 +34,10 @@ from lutra.formats.format import Format
 from lutra.formats.integer import LUT_WIDTH
 from lutra.formats.packing import padded_k
 from lutra.formats.reduce import NUM_LANES
+from lutra.formats.trits import num_steps
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles_lut import HALF_BITS, TABLE_BIAS
+from lutra.kernels.tiles_trit import ENTRIES, table_columns
 
 _MAGIC = 12582912.0  # 1.5 * 2**23: after adding it the low bits of the float are the nearest integer, halves to even
 _SMALLEST = 1e-5  # least largest magnitude of a row or group, as in formats/integer.quantize_activations
@@ -52,25 +54,31 @@ class Activations:
     xs       f32 [rows, 1 or G]        scale per row, or per group: x = xq * xs
     sums     i32 [rows, G]             sum of xq over each group of the *weight*
     tables   u8  [rows, Kp/4, 2, 16]   5-bit halves of the tables of formats/integer.build_tables, see tiles_lut.py
+    trits    i8  [rows, K/5, 2, 128]   low and high bytes of those of formats/trits.build_trit_tables, see tiles_trit.py
     """
 
     xq: np.ndarray
     xs: np.ndarray
     sums: np.ndarray
     tables: np.ndarray | None = None
+    trits: np.ndarray | None = None
 
 
-def allocate(rows: int, k: int, format: Format, with_tables: bool = False) -> Activations:
-    """Zeroed, aligned buffers for `rows` rows of activations that meet weights of `format` with K = k."""
+def allocate(rows: int, k: int, format: Format, with_tables: bool = False, with_trits: bool = False) -> Activations:
+    """Zeroed, aligned buffers for `rows` rows of activations that meet weights of `format` with K = k.
+
+    with_tables, with_trits   for weights in lut order, in trit5 order
+    """
     if rows < 1 or k < 1:
         raise KernelError(f"expected at least one row and one column, got {rows} x {k}; check the model's sizes")
-    kp = padded_k(k, format.group_size)
+    kp = table_columns(k) if with_trits else padded_k(k, format.group_size)
     num_groups = kp // format.group_size if format.group_size else 1
     return Activations(
         xq=aligned((rows, kp), np.int8),
         xs=aligned((rows, num_groups if format.activation_group else 1), np.float32),
         sums=aligned((rows, num_groups), np.int32),
         tables=aligned((rows, kp // LUT_WIDTH, 2, 16), np.uint8) if with_tables else None,
+        trits=aligned((rows, num_steps(k), 2, ENTRIES), np.int8) if with_trits else None,
     )
 
 

@@ -32,12 +32,13 @@ from lutra.compiler.language import (
 from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.format import Format
+from lutra.kernels import embed_trit
 from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
 from lutra.kernels.tiles_lut import TILE
 from lutra.kernels.unpack import load_as, take_quad
 
 QUADS = CHUNK // 4
-ORDERS = ("mad", "dense")  # that a row can be taken out of
+ORDERS = ("mad", "trit5", "dense")  # that a row can be taken out of
 
 
 @kernel
@@ -154,7 +155,7 @@ class Row:
 def bind(table: TiledWeight, tokens: np.ndarray, x: np.ndarray, *, isa: str | None = None) -> Step:
     """Bind x[row] = table[tokens[row]] to buffers.
 
-    table    mad, lut or dense order, [vocab, hidden]
+    table    mad, lut, trit5 or dense order, [vocab, hidden]
     tokens   int64 [rows]
     x        f32 [rows, stride >= K]
     Raises KernelError when the buffers do not fit the table.
@@ -168,6 +169,8 @@ def bind(table: TiledWeight, tokens: np.ndarray, x: np.ndarray, *, isa: str | No
     if table.format is None:
         launch = embed_dense.bind(dict(common, padded_k=table.padded_k, k=table.k), isa, dtype=table.dtype)
         return Step(launch, 1, 1)
+    if table.order == "trit5":
+        return embed_trit.bind(table, tokens, x, isa=isa)
     if table.order not in QUAD_CODES:
         raise KernelError(f"expected an embedding table in mad, lut or dense order, got {table.order}; use tile_mad")
     sidecars = dict(scales=table.scales, zeros=table.zeros, mins=table.mins)

@@ -1,0 +1,62 @@
+"""Trit5 order: base-3 bytes of 128 rows side by side, in the order matmul_trit.py reads them; and its tables.
+
+A byte holds five neighbouring weights of one row (formats/trits.py).  The bytes of 64 rows are a vector, and all of
+them look up in the table of the same five activations; two vectors share its loads.
+
+    codes  [tile of 128 rows][step of 5 k][vector 0..1][lane 0..15][byte 0..3]         row = 64 vector + 16 byte + lane
+
+So one dot4 with the weights 1 0 0 0 picks 16 neighbouring rows out of a vector of sums and widens them to int32.
+scales are in mad order (tiles.py), rows padded to 128.
+
+A table is the half table of formats/trits.build_trit_tables as bytes, 128 entries of which 122 are used:
+
+    entry = low + 25 * high          |low| <= 24, |high| <= 25
+
+25 is the least factor that lets five looked-up bytes, of either sign, be added before they must be widened
+(5 * 25 = 125 <= 127).  Powers of two would shift instead of multiply, but allow three.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lutra.formats import packing, trits
+from lutra.formats.qtensor import QTensor
+from lutra.kernels.buffers import aligned
+from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight, interleave_pairs, round_up
+
+VECTOR = 64  # rows, and bytes, of a vector
+VECTORS = 2  # of a tile
+TILE = VECTORS * VECTOR
+ENTRIES = 128  # of a half table
+HIGH = 25  # what a high byte counts
+LARGEST = 25  # of a low or a high byte
+STEPS = 5  # lookups that can be added as bytes: STEPS * LARGEST < 128
+
+
+def table_columns(k: int) -> int:
+    """Activations that the tables of a row of k weights are made from: whole steps, whole chunks."""
+    return round_up(trits.TRITS * trits.num_steps(k), CHUNK)
+
+
+def tile_trit(weight: QTensor) -> TiledWeight:
+    """Put ternary weights with one scale per row into trit5 order.  Raises FormatError for other formats."""
+    trits.check_trits(weight)
+    n, k = weight.shape
+    tiles, steps = -(-n // TILE), trits.num_steps(k)
+    codes = aligned((tiles, steps, VECTORS, ROWS, VECTOR // ROWS), np.uint8)
+    for tile in range(tiles):  # one at a time, so that temporaries stay in the cache
+        rows = weight.packed[tile * TILE : (tile + 1) * TILE]
+        levels = packing.unpack(rows, 2, k).view(np.int8) - np.int8(1)
+        packed = _pad_rows(trits.pack_trits(levels))  # [128, steps]
+        codes[tile] = packed.reshape(VECTORS, VECTOR // ROWS, ROWS, steps).transpose(3, 0, 2, 1)
+    none = aligned(1, np.uint8)
+    return TiledWeight(
+        "trit5", weight.format, "", n, k, round_up(n, PAIR), table_columns(k),
+        codes=codes.reshape(-1), scales=interleave_pairs(_pad_rows(weight.scales)), zeros=none, mins=none,
+    )  # fmt: skip
+
+
+def _pad_rows(rows: np.ndarray) -> np.ndarray:
+    missing = -len(rows) % TILE
+    return np.pad(rows, ((0, missing), (0, 0))) if missing else rows
