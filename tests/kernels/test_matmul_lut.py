@@ -190,7 +190,7 @@ def test_epilogues(epilogue, with_bias):
 
 @pytest.mark.parametrize("isa", FAST_ISAS)
 def test_work_is_linear_in_bits(isa):
-    """Each bit costs the same number of vector instructions in the inner loop; what it does not cost is small."""
+    """T-MAC's law: each bit costs the same number of vector instructions in the inner loop; the rest is small."""
     counts = []
     for bits in (1, 2, 3, 4):
         w = random_weight(catalog.planes(bits, 0), 64, 64)
@@ -199,6 +199,7 @@ def test_work_is_linear_in_bits(isa):
         counts.append(inner_loop_count(step.launch.compiled.text("asm")))
     slope, fixed = np.polyfit((1, 2, 3, 4), counts, 1)
     law = fixed + slope * np.arange(1, 5)
+    assert np.corrcoef(law, counts)[0, 1] ** 2 >= 0.98
     assert abs(counts - law).max() <= 0.1 * law[0] + 0.05 * law[3] and 0 < fixed < slope, counts
 
 
