@@ -60,6 +60,9 @@ def sampling_option(name: str) -> Callable[[Command], Command]:
 sampling_options = options(*map(sampling_option, SAMPLING_HELP))
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="Default: the cores this process may use.")
 context_option = click.option("--ctx", "context", type=click.IntRange(min=1), help="Tokens to make room for.")
+kv_option = click.option("--kv", default="f16", show_default=True, help="KV cache of f16, bf16, f32, int8 or int4.")
+head_option = click.option("--head", help="Round the head to this format, as planes4-g32.  Default: as stored.")
+memory_options = options(threads_option, context_option, kv_option, head_option)
 speed_options = options(
     click.option("--stats/--no-stats", default=None, help="Speed at the end, on stderr.  Default: on a terminal."),
     click.option("-v", "--verbose", is_flag=True, help="Say what was loaded, and the speed."),
@@ -79,14 +82,15 @@ def cli(context: click.Context) -> None:
 @click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]")
 @click.option("-m", "--model", help="The model; then the one word left is the prompt.")
 @sampling_options
-@threads_option
-@context_option
+@memory_options
 @speed_options
 def run(
     words: tuple[str, ...],
     model: str | None,
     threads: int | None,
     context: int | None,
+    kv: str,
+    head: str | None,
     stats: bool | None,
     verbose: bool,
     **sampling: Any,
@@ -104,7 +108,7 @@ def run(
     params = SamplingParams(**sampling)
     model, prompt = split_words(words, model)
     text = read_prompt(prompt)
-    llm = load(model, threads, context, verbose)
+    llm = load(model, threads, context, verbose, kv, head)
     show_text(llm.stream(text, params), prompt=text)
     show_stats(llm, stats, verbose)
 
@@ -113,14 +117,15 @@ def run(
 @click.argument("model", required=False)
 @click.option("--system", help="What the model is told before the first message.")
 @sampling_options
-@threads_option
-@context_option
+@memory_options
 @speed_options
 def chat(
     model: str | None,
     system: str | None,
     threads: int | None,
     context: int | None,
+    kv: str,
+    head: str | None,
     stats: bool | None,
     verbose: bool,
     **sampling: Any,
@@ -130,7 +135,7 @@ def chat(
     Ctrl-C stops an answer, Ctrl-D leaves, /clear forgets what was said.
     """
     params = SamplingParams(**sampling)
-    llm = load(model, threads, context, verbose)
+    llm = load(model, threads, context, verbose, kv, head)
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     while (line := read_message()) is not None:
@@ -149,9 +154,11 @@ def inspect() -> None:
 
 @inspect.command("model")
 @click.argument("model", required=False)
-def inspect_model(model: str | None) -> None:
+@kv_option
+@head_option
+def inspect_model(model: str | None, kv: str, head: str | None) -> None:
     """Print the shape of MODEL and how each of its tensors is stored and computed."""
-    click.echo(load(model).describe())
+    click.echo(load(model, kv=kv, head=head).describe())
 
 
 @inspect.command("kernel")
@@ -225,7 +232,8 @@ def bench(**options: Any) -> None:
 @click.argument("model")
 @click.argument("out", type=click.Path(dir_okay=False))
 @click.option("--order", default="auto", show_default=True, help="Order of the weights; a wrong one lists them all.")
-def pack(model: str, out: str, order: str) -> None:
+@head_option
+def pack(model: str, out: str, order: str, head: str | None) -> None:
     """Write MODEL as one file OUT.lutra that is mapped and used in place: it loads at once, and processes share it.
 
     The same file runs on every CPU.  See docs/packed.md.
@@ -234,19 +242,21 @@ def pack(model: str, out: str, order: str) -> None:
     from lutra.model.pack import pack as write
 
     with LoadProgress() as progress:
-        said = write(path, out, order, progress)
+        said = write(path, out, order, progress, head)
     click.echo(said)
 
 
 @cli.command()
 @click.argument("model")
 @click.argument("file", type=click.File("rb"))
-@threads_option
-@context_option
-def perplexity(model: str, file: BinaryIO, threads: int | None, context: int | None) -> None:
+@memory_options
+def perplexity(
+    model: str, file: BinaryIO, threads: int | None, context: int | None, kv: str, head: str | None
+) -> None:
     """Measure how well MODEL expects the text in FILE (UTF-8; - is stdin): lower is better."""
     text = read_text(file, file.name)
-    click.echo(f"perplexity {load(model, threads, context).perplexity(text, context):.4f}")
+    llm = load(model, threads, context, kv=kv, head=head)
+    click.echo(f"perplexity {llm.perplexity(text, context):.4f}")
 
 
 @cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
@@ -277,12 +287,19 @@ def answer(llm: "LLM", messages: list[dict[str, str]], params: SamplingParams) -
     return "".join(said)
 
 
-def load(model: str | None, threads: int | None = None, context: int | None = None, verbose: bool = False) -> "LLM":
+def load(
+    model: str | None,
+    threads: int | None = None,
+    context: int | None = None,
+    verbose: bool = False,
+    kv: str = "f16",
+    head: str | None = None,
+) -> "LLM":
     path = resolve(model)
     from lutra.engine.llm import LLM
 
     with LoadProgress() as progress:
-        llm = LLM.load(path, threads=threads, context=context, progress=progress)
+        llm = LLM.load(path, threads=threads, context=context, progress=progress, kv=kv, head=head)
     if verbose:
         click.echo(llm.describe(), err=True)
     return llm

@@ -51,7 +51,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """Put the parrot where a model would be; collects what was asked to be loaded."""
     loads: list[tuple[Any, ...]] = []
 
-    def load(*arguments: Any) -> Parrot:
+    def load(*arguments: Any, **options: Any) -> Parrot:
         loads.append(arguments)
         return PARROT
 
@@ -187,7 +187,7 @@ def test_no_network_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_run_prints_the_text_and_nothing_else_to_stdout(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.exit_code(["run", "m.gguf", "Once upon a time", "--threads", "2", "--ctx", "64"]) == 0
     assert capsys.readouterr() == ("Onceuponatime\n", "")
-    assert asked == [("m.gguf", 2, 64, False)]
+    assert asked == [("m.gguf", 2, 64, False, "f16", None)]
 
 
 def test_stats_go_to_stderr(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from lutra.machine import usable_cores
 from lutra.model.chat import encode_chat, template_for
 from lutra.model.chat_template import PLAIN_STOP, PLAIN_TEMPLATE
 from lutra.model.describe import describe
-from lutra.model.load import Model, Progress, load_model
+from lutra.model.load import DEFAULT_KV, Model, Progress, load_model
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "models" / "stories"
 
@@ -67,16 +67,21 @@ class LLM:
         threads: int | None = None,
         context: int | None = None,
         progress: Progress | None = None,
+        kv: str = DEFAULT_KV,
+        head: str | None = None,
     ) -> LLM:
         """Open a model: a .gguf or .lutra file, a Hugging Face folder, or None for the model that comes with lutra.
 
         threads   default: the cores this process may use
         context   tokens to make room for; default: the model's own, at most 4096
         progress  called as progress(label, done, total)
-        Raises FileError (the file), CapacityError (context or threads), LutraError (instruction set).
+        kv        what the KV cache holds: f16, bf16, f32, int8 or int4
+        head      format to round the head to, as planes4-g32; default: as stored.  The embedding stays as stored
+        Raises FileError (the file), CapacityError (context or threads), KernelError (kv), FormatError (head),
+        RequestError (head of a packed file), LutraError (instruction set).
         """
         started = time.perf_counter()
-        llm = cls(load_model(Path(path or DEFAULT_MODEL), threads or usable_cores(), context, progress))
+        llm = cls(load_model(Path(path or DEFAULT_MODEL), threads or usable_cores(), context, progress, kv, head))
         llm.stats.load_s = time.perf_counter() - started
         return llm
 

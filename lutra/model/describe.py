@@ -20,8 +20,16 @@ def describe(model: Model) -> str:
 
 
 def _tensor_rows(model: Model) -> Iterator[tuple[str, ...]]:
+    source = "embed" if model.config.tied else "head"
     for tensor in model.file.tensors.values():
-        yield tensor.name, tensor.stored_type, " x ".join(map(str, tensor.shape)), tensor.recoded
+        sizes, recoded = " x ".join(map(str, tensor.shape)), tensor.recoded
+        if model.head and tensor.name == source:
+            runs = f"re-coded to {model.head.name} (rounded)"
+            if source == "embed":
+                yield "head", tensor.stored_type, sizes, runs
+            else:
+                recoded = runs
+        yield tensor.name, tensor.stored_type, sizes, recoded
 
 
 def _packed_rows(model: Model) -> Iterator[tuple[str, ...]]:
@@ -32,11 +40,14 @@ def _packed_rows(model: Model) -> Iterator[tuple[str, ...]]:
 
 
 def _summary(model: Model) -> list[str]:
-    file, config = model.file, model.config
+    file, config, transformer = model.file, model.config, model.transformer
+    position_bytes = transformer.buffers.position_bytes
     heads = f"{config.num_heads} heads of {config.head_dim}, {config.num_kv_heads} of keys and values"
     return [
         f"{file.path}  ({config.architecture}, {file.kind})",
         f"hidden {config.hidden_size}, ffn {config.ffn_size}, {config.num_layers} layers, {heads}, {config.activation}",
         f"vocabulary {config.vocab_size}, context {config.max_context}, head {'tied' if config.tied else 'of its own'}",
         f"a decoded token reads {model.weights.bytes_per_token / 1e6:.1f} MB of weights",
+        f"a token of context takes {position_bytes / 1e3:.2f} kB of keys and values in {transformer.kv}, "
+        f"{transformer.context} tokens {transformer.context * position_bytes / 1e6:.1f} MB",
     ]

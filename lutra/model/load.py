@@ -9,18 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from lutra.compiler.launch import Workers
-from lutra.errors import CapacityError, FileError
+from lutra.errors import CapacityError, FileError, RequestError
 from lutra.files import open_model
 from lutra.files.door import shown
 from lutra.files.model_file import ModelFile
+from lutra.formats import catalog
+from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
+from lutra.kernels.cache import DEFAULT_KIND, check_kind
 from lutra.model import packed
 from lutra.model.config import ModelConfig, config_from
+from lutra.model.head import recode
 from lutra.model.tokenizer import Tokenizer
 from lutra.model.transformer import Transformer
 from lutra.model.weights import LayerWeights, Matrix, Weights, gated, side_by_side, table_and_head, tile
 from lutra.quantize.ternary import absmean, find_ternary
 
+DEFAULT_KV = DEFAULT_KIND
 DEFAULT_CONTEXT = 4096  # tokens, where the model allows as many
 
 ROPE = {"rope_freqs"}  # read apart from the layers
@@ -31,28 +36,51 @@ Progress = Callable[[str, int, int], None]  # progress(label, done, total)
 
 @dataclass(frozen=True)
 class Model:
-    """Everything that comes out of a model file."""
+    """Everything that comes out of a model file; head: the format its head was re-coded to, None for as stored."""
 
     file: ModelFile
     config: ModelConfig
     tokenizer: Tokenizer
     weights: Weights
     transformer: Transformer
+    head: Format | None = None
 
 
-def load_model(path: str | Path, threads: int, context: int | None, progress: Progress | None) -> Model:
+def load_model(
+    path: str | Path,
+    threads: int,
+    context: int | None,
+    progress: Progress | None,
+    kv: str = DEFAULT_KV,
+    head: str | None = None,
+) -> Model:
     """Open a model and make it ready to run; LLM.load says what the arguments mean and what it raises."""
     file = open_model(path)
     config = config_from(file)
     if context is not None and not 1 <= context <= config.max_context:
         raise CapacityError(f"expected a context of 1 to {config.max_context} tokens, got {context}; change --ctx")
+    check_kind(kv)
+    format = find_head(file, head)
     tokenizer = Tokenizer.from_file(file)
-    weights = packed.load(file, config) if file.kind == "packed" else load_weights(file, config, progress or _silent)
+    if file.kind == "packed":
+        weights = packed.load(file, config)
+    else:
+        weights = load_weights(file, config, progress or _silent, head=format)
     factors = file.tensors["rope_freqs"].read() if "rope_freqs" in file.tensors else None
     assert not isinstance(factors, QTensor)
     room = context or min(config.max_context, DEFAULT_CONTEXT)
-    transformer = Transformer(config, weights, Workers(threads), room, factors=factors)
-    return Model(file, config, tokenizer, weights, transformer)
+    transformer = Transformer(config, weights, Workers(threads), room, factors=factors, kv=kv)
+    return Model(file, config, tokenizer, weights, transformer, format)
+
+
+def find_head(file: ModelFile, head: str | None) -> Format | None:
+    """The format that the head is to be re-coded to, None for as stored.
+
+    Raises FormatError for a name no format has, RequestError for a packed file, whose weights are used in place.
+    """
+    if head is not None and file.kind == "packed":
+        raise RequestError(f"expected a model to re-code, got {file.path}, which is packed; pack it again with --head")
+    return None if head is None else catalog.find(head)
 
 
 def _silent(label: str, done: int, total: int) -> None:
@@ -114,17 +142,25 @@ class Reader:
 
 
 def load_weights(
-    file: ModelFile, config: ModelConfig, progress: Progress = _silent, order: str | None = None
+    file: ModelFile,
+    config: ModelConfig,
+    progress: Progress = _silent,
+    order: str | None = None,
+    head: Format | None = None,
 ) -> Weights:
     """Read and tile every weight of the model; order as for Reader.
 
+    head   the format to round the head to, None for as stored.  The embedding stays as stored, tied or not: its rows
+           are read one at a time, so fewer bits would cost accuracy and save no time
     Raises FileError for a missing tensor, a shape that contradicts the config, or values without meaning.
     """
     reader = Reader(file, config, set(), order)
     total = config.num_layers + 2
     table = reader.matrix("embed", config.vocab_size, config.hidden_size)
     last = None if config.tied else reader.matrix("head", config.vocab_size, config.hidden_size)
-    rows, head = table_and_head(table, last, order)
+    if head is not None:
+        last = recode(table if last is None else last, head)
+    rows, final = table_and_head(table, last, order)
     progress("embedding and head", 1, total)
     layers = []
     for index in range(config.num_layers):
@@ -133,7 +169,7 @@ def load_weights(
     final_norm = reader.vector("final_norm", config.hidden_size)
     progress("final norm", total, total)
     reader.check_all_used()
-    return Weights(rows, layers, final_norm, head)
+    return Weights(rows, layers, final_norm, final)
 
 
 def _layer(reader: Reader, prefix: str) -> LayerWeights:

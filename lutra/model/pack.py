@@ -13,18 +13,20 @@ from lutra.files.packed import SUFFIX
 from lutra.kernels.stored import EXTENTS
 from lutra.model import packed
 from lutra.model.config import config_from
-from lutra.model.load import Progress, load_weights
+from lutra.model.load import Progress, find_head, load_weights
 from lutra.model.tokenizer import Tokenizer, to_stored
 
 AUTO = "auto"  # the order that kernels/choose.py picks for each weight
 ORDERS = (AUTO, *(order for order in EXTENTS if order != "dense"))
 
 
-def pack(source: str | Path, target: str | Path, order: str, progress: Progress) -> str:
+def pack(source: str | Path, target: str | Path, order: str, progress: Progress, head: str | None = None) -> str:
     """Write a model as one file that loads in place; return what was written, in words.
 
     order    of ORDERS; weights whose format it does not take get their usual one
-    raises   RequestError   an order there is not, a target without the suffix, a source that is packed already
+    head     format to round the head to, None for as stored
+    raises   FormatError    a head there is not
+             RequestError   an order there is not, a target without the suffix, a source that is packed already
              FileError      the source is no model lutra runs, or the target cannot be written
     """
     target = Path(target).expanduser()
@@ -37,7 +39,7 @@ def pack(source: str | Path, target: str | Path, order: str, progress: Progress)
         raise RequestError(f"expected a model to pack, got {source}, which is packed; copy it, or give its source")
     config = config_from(file)
     tokenizer = to_stored(file, Tokenizer.from_file(file))
-    weights = load_weights(file, config, progress, None if order == AUTO else order)
+    weights = load_weights(file, config, progress, None if order == AUTO else order, find_head(file, head))
     factors = np.asarray(file.tensors[packed.ROPE].read()) if packed.ROPE in file.tensors else None
     packed.write(target, config, tokenizer, weights, factors, progress)
     counts = Counter(linear.weight.order for _, linear in packed.linears(weights))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lutra.compiler.launch import Step
-from lutra.kernels import activations, argmax, choose, embed, kv, norm
+from lutra.kernels import activations, argmax, choose, embed, kv, norm, trit_tables
 from lutra.kernels.activations import Activations
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import TiledWeight
@@ -45,7 +45,7 @@ class Recorder:
         return steps
 
     def head(self) -> list[Step]:
-        """residual → logits and the best of them, for head_state[NUM_ROWS] rows starting at row head_state[HEAD_ROW]."""
+        """residual → logits and the best one, for head_state[NUM_ROWS] rows starting at row head_state[HEAD_ROW]."""
         b, head = self.buffers, self.weights.head
         inputs = self._inputs((head,), b.residual, self.weights.final_norm, b.head_state, source_row="head")
         matmul = self._matmul(head, self.scratch.of(head.weight, b.residual), b.logits, b.head_state, "store")
@@ -96,6 +96,8 @@ class Recorder:
             options["eps"] = self.config.norm_eps
             if isinstance(target, Activations):
                 steps.append(norm.bind_quantize(x, target, state, weight=norm_weight, **options))
+                if target.trits is not None:
+                    steps.append(trit_tables.bind(target, state, isa=self.isa))
             else:
                 assert norm_weight is not None
                 steps.append(norm.bind(x, norm_weight, target, state, **options))
@@ -124,7 +126,8 @@ class Scratch:
         """What decides the form of a linear's input."""
         if weight.format is None:
             return "dense"
-        return (weight.format.activation_group, weight.format.group_size, weight.order == "lut", weight.padded_k)
+        tables = weight.order if weight.order in ("lut", "trit5") else ""
+        return (weight.format.activation_group, weight.format.group_size, tables, weight.padded_k)
 
     def of(self, weight: TiledWeight, x: np.ndarray) -> Source:
         """The buffer in which `weight` finds what became of x, f32 [rows, stride]."""
@@ -136,4 +139,10 @@ class Scratch:
     def _allocate(self, weight: TiledWeight, x: np.ndarray) -> Source:
         if weight.format is None:
             return aligned(x.shape, np.float32)
-        return activations.allocate(self.rows, weight.k, weight.format, with_tables=weight.order == "lut")
+        return activations.allocate(
+            self.rows,
+            weight.k,
+            weight.format,
+            with_tables=weight.order == "lut",
+            with_trits=weight.order == "trit5",
+        )

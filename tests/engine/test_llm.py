@@ -164,7 +164,7 @@ def test_without_a_template_the_answer_ends_where_the_next_turn_begins(
     untemplated: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = iter(untemplated.tokenizer.encode(" Hello.\nUser: and", add_bos=False))
-    monkeypatch.setattr("lutra.engine.llm.sample", lambda *_: next(said))
+    monkeypatch.setattr(untemplated, "_choose", lambda *_: next(said))
     assert "".join(untemplated.chat([{"role": "user", "content": "Hi"}], GREEDY)) == " Hello."
 
 

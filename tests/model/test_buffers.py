@@ -51,6 +51,6 @@ def test_a_system_that_does_not_tell_its_memory_may_refuse_itself(monkeypatch: p
         raise MemoryError
 
     monkeypatch.setattr(buffers, "_memory_bytes", lambda: None)
-    monkeypatch.setattr(buffers.rope, "allocate_cache", refuse)
+    monkeypatch.setattr(buffers.cache, "allocate", refuse)
     with pytest.raises(CapacityError, match="expected 0.0 GB of memory .*, got less"):
         Buffers(CONFIG, 16, rows=1, head_rows=1, factors=None)

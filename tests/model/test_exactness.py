@@ -29,6 +29,10 @@ MODELS = {
 }
 
 
+KV = {"int8 keys and values": ("gguf-Q8_0", "int8"), "int4 keys and values": ("qwen3", "int4")}
+Model = tuple[Path, str]  # where it is, and what its KV cache holds
+
+
 def _gguf(folder: Path, quant: str) -> Path:
     tiny_llama_gguf(folder / "model.gguf", quant=quant)
     return folder / "model.gguf"
@@ -39,41 +43,44 @@ def _hugging_face(folder: Path, family: str) -> Path:
     return folder
 
 
-def _transformer(path: Path, isa: str | None = None, threads: int = 1, chunk: int = 64) -> Transformer:
+def _transformer(model: Model, isa: str | None = None, threads: int = 1, chunk: int = 64) -> Transformer:
+    path, kv = model
     file = open_model(path)
     config = config_from(file)
-    return Transformer(config, load_weights(file, config), Workers(threads), CONTEXT, chunk=chunk, isa=isa)
+    weights = load_weights(file, config)
+    return Transformer(config, weights, Workers(threads), CONTEXT, chunk=chunk, isa=isa, kv=kv)
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def path(request, tmp_path_factory) -> Path:
-    return MODELS[request.param](tmp_path_factory.mktemp(request.param))
+@pytest.fixture(scope="module", params=[*MODELS, *KV])
+def model(request, tmp_path_factory) -> Model:
+    name, kv = KV.get(request.param, (request.param, "f16"))
+    return MODELS[name](tmp_path_factory.mktemp(name)), kv
 
 
 @pytest.fixture(scope="module")
-def want(path) -> np.ndarray:
+def want(model) -> np.ndarray:
     """Logits after the whole prompt, on the widest instruction set and one thread."""
-    return _transformer(path).prefill(TOKENS, 0).copy()
+    return _transformer(model).prefill(TOKENS, 0).copy()
 
 
 @pytest.mark.parametrize("isa", [target.isa for target in targets.available()])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_instruction_set_and_threads_do_not_change_a_bit(path, want, isa, threads):
+def test_instruction_set_and_threads_do_not_change_a_bit(model, want, isa, threads):
     assert np.isfinite(want).all() and want.std() > 0
-    got = _transformer(path, isa, threads).prefill(TOKENS, 0)
+    got = _transformer(model, isa, threads).prefill(TOKENS, 0)
     np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
 
 
 @pytest.mark.parametrize("cuts", [[41], [1] * 41, [7, 13, 21], [16, 16, 9], [40, 1], [33, 8]], ids=str)
-def test_cuts_of_the_prompt_do_not_change_a_bit(path, want, cuts):
-    transformer, position = _transformer(path), 0
+def test_cuts_of_the_prompt_do_not_change_a_bit(model, want, cuts):
+    transformer, position = _transformer(model), 0
     for cut in cuts:
         got = transformer.prefill(TOKENS[position : position + cut], position)
         position += cut
     np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
 
 
-def test_chunk_size_and_earlier_texts_do_not_change_a_bit(path, want):
-    transformer = _transformer(path, chunk=16)
+def test_chunk_size_and_earlier_texts_do_not_change_a_bit(model, want):
+    transformer = _transformer(model, chunk=16)
     transformer.prefill([5] * 60, 0)  # leaves its keys and values in the cache
     np.testing.assert_array_equal(transformer.prefill(TOKENS, 0).view(np.uint32), want.view(np.uint32))
