@@ -59,31 +59,26 @@ def bench(
 ) -> str:  # fmt: skip
     """Measure every combination; return what is to be printed.  Options as in `lutra bench --help`."""
     from lutra import machine
-    from lutra.bench import case as cases_
     from lutra.bench import report
+    from lutra.bench.case import Case, models
     from lutra.bench.curve import curve
     from lutra.bench.launches import launches
-    from lutra.bench.measure import measure
+    from lutra.bench.measure import Say, measure
     from lutra.bench.rival import Rival
+    from lutra.bench.run import run
+    from lutra.model.weights import Weights
 
     if (rival is None) != (rival_model is None):
         raise click.UsageError("expected --rival and --rival-model together, got one of them; name both")
     opponent = Rival(rival, rival_model) if rival and rival_model else None
-    found = cases_.models(shapes, formats, head, order)
-    results: list[report.Result] = []
-    for model in found:
-        say(f"{model.shape} {model.format}: making weights")
-        weights = model.make(max(prompts) + max(gen, max(batch or [0])))
-        for case in cases_.cases(model, prompts, gen, threads or [machine.usable_cores()]):
-            label = f"{model.shape} {model.format}, {case.threads} threads, {case.prompt} tokens: "
 
-            def tell(message: str, label: str = label) -> None:
-                say(label + message)
+    def one(case: Case, weights: Weights, tell: Say) -> Sequence[report.Result]:
+        if batch:
+            return curve(case, weights, batch, rounds, tell)
+        if kernels:
+            return launches(case, weights, rounds, tell)
+        return [measure(case, weights, rounds, opponent, tell)]
 
-            if batch:
-                results += curve(case, weights, batch, rounds, tell)
-            elif kernels:
-                results += launches(case, weights, rounds, tell)
-            else:
-                results.append(measure(case, weights, rounds, opponent, tell))
+    found = models(shapes, formats, head, order)
+    results = run(found, one, prompts, gen, threads or [machine.usable_cores()], say, max(batch or [0]))
     return report.render(results, output, command_line())

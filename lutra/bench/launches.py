@@ -4,11 +4,13 @@ Every launch is run alone, in the order of the step, so that its weights come fr
 An empty program tells what starting the threads costs; that much is taken off each.  What the whole step takes, less
 the sum, is what stands between launches: it is about nothing, or less than that where a launch starts while the last
 pieces of the one before it are still being written.
+
+All figures are bests of many passes: a launch of microseconds is seldom disturbed, and the question is what it costs,
+not how busy the machine is.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -40,7 +42,7 @@ class LaunchKind:
     step         what it is part of: "decode" or "prefill of 64"
     name, kernel place in the model, and the function that runs there; "" for sums
     count        launches
-    us           microseconds in all, median of the passes
+    us           microseconds in all, each launch in its best pass
     whole_us     microseconds of the whole step
     num_bytes    of weights, or of keys and values, that must be read
     operations   int8 operations
@@ -129,7 +131,7 @@ def launches(case: Case, weights: Weights, rounds: int = ROUNDS, say: Say = sile
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds over the passes: of each launch less an empty one, of the whole step, of the roofs."""
+    """Best seconds of all passes: of each launch less an empty one, of the whole step, of the roofs."""
 
     launch_s: Sequence[float]
     whole_s: float
@@ -151,8 +153,7 @@ def time_steps(program: Program, workers: Workers, rows: int, passes: int, read:
             whole_s.append(whole)
             read_s.append(roofs[0])
             multiply_s.append(roofs[1])
-    medians = [statistics.median(times) for times in zip(*launch_s, strict=True)]
-    return Timing(medians, *map(statistics.median, (whole_s, read_s, multiply_s)))
+    return Timing([min(times) for times in zip(*launch_s, strict=True)], min(whole_s), min(read_s), min(multiply_s))
 
 
 def cost_of(step: Step, weights: Weights, rows: int, cache_bytes: int) -> Cost:
