@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lutra.errors import FormatError
+from lutra.formats import trits
 from lutra.formats.format import Format
+from lutra.kernels import tiles_trit
 from lutra.kernels.buffers import LINE_BYTES
 from lutra.kernels.tiles import CHUNK, DENSE_DTYPES, PAIR, TiledWeight, round_up
 from lutra.kernels.tiles_lut import MAX_BITS, TILE
@@ -47,6 +49,18 @@ def _packed_bytes(format: Format | None, dtype: str, k: int) -> int:
     return format.row_bytes(k)
 
 
+def _trit_columns(format: Format | None, k: int) -> int:
+    return tiles_trit.table_columns(k)
+
+
+def _trit_bytes(format: Format | None, dtype: str, k: int) -> int:
+    return trits.num_steps(k)
+
+
+def _has_trits(format: Format | None) -> bool:
+    return format is not None and format.alphabet == "trit" and format.group_size == 0
+
+
 def _dense_columns(format: Format | None, k: int) -> int:
     return round_up(k, CHUNK)
 
@@ -66,6 +80,7 @@ def _has_few_planes(format: Format | None) -> bool:
 EXTENTS: dict[str, Extent] = {
     "mad": Extent(PAIR, _has_format, _packed_columns, _packed_bytes),
     "lut": Extent(TILE, _has_few_planes, _packed_columns, _packed_bytes),
+    "trit5": Extent(tiles_trit.TILE, _has_trits, _trit_columns, _trit_bytes),
     "dense": Extent(PAIR, lambda format: format is None, _dense_columns, _dense_bytes),
 }
 MAX_PADDING = max(extent.tile for extent in EXTENTS.values())  # rows beyond N, at most: buffers have no room for more

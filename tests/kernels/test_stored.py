@@ -9,8 +9,10 @@ import pytest
 from lutra.errors import FormatError
 from lutra.formats import catalog
 from lutra.kernels import choose, stored
+from lutra.kernels.activations import allocate
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import TiledWeight, tile_dense
+from lutra.kernels.tiles_trit import LARGEST
 from tests.kernels.linears import random_activations, random_weight, state
 
 QUANTISED = [order for order in stored.EXTENTS if order != "dense"]
@@ -57,7 +59,7 @@ def tiled(name: str = "planes4-g32-zeros", order: str = "mad") -> TiledWeight:
         ({"n": 0}, "padded_n"),
         ({"n": 65}, "padded_n"),
         ({"padded_n": 63}, "padded_n"),
-        ({"padded_n": 40 + 64 + 56}, "padded_n"),
+        ({"padded_n": 192}, "padded_n"),
         ({"padded_n": 96}, "codes"),
         ({"padded_k": 128}, "padded_k: expected 96"),
         ({"k": 97}, "padded_k: expected 128"),
@@ -117,10 +119,10 @@ def test_damaged_codes_stay_inside(order, name):
 
 def activations(w, order):
     """Random activations for one row, with the tables that lookups read."""
-    x = random_activations(w, 1, 1)
-    if order == "mad":
-        return x
-    entries = np.random.default_rng(1).integers(0, 32, (1, w.padded_k // 4, 2, 16), dtype=np.uint8)
-    tables = aligned(entries.shape, np.uint8)
-    tables[:] = entries
-    return dataclasses.replace(x, tables=tables)
+    x, rng = random_activations(w, 1, 1), np.random.default_rng(1)
+    filled = allocate(1, w.shape[1], w.format, with_tables=order == "lut", with_trits=order == "trit5")
+    if filled.tables is not None:
+        filled.tables[:] = rng.integers(0, 32, filled.tables.shape)
+    if filled.trits is not None:
+        filled.trits[:] = rng.integers(-LARGEST, LARGEST + 1, filled.trits.shape)
+    return dataclasses.replace(x, tables=filled.tables, trits=filled.trits)

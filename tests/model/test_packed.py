@@ -208,7 +208,7 @@ def rename(old: str, new: str) -> Callable[[dict[str, Any], dict[str, Any]], Non
     [
         (weight(order="zigzag"), "an order of mad, .*, got 'zigzag'; update lutra"),
         (weight(order=["mad"]), "an order of"),
-        (weight(order="lut", padded_n=128 + 64), "padded_n"),
+        (weight(order="lut", padded_n=128 + 64), "codes: expected"),
         (weight(order="dense"), "dense order"),
         (weight(format="planes4-g32"), "a format that the header states"),
         (weight(format={}), "a format that the header states"),
