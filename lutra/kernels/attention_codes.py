@@ -40,6 +40,7 @@ from lutra.compiler.language import (
     load,
     loop,
     maximum,
+    prefetch,
     reduce_add,
     reduce_max,
     select,
@@ -263,7 +264,8 @@ def _scores(
         accs = [_Sums(together, kind.parts) for _ in range(tile)]
         for word in loop(0, words):
             stored = [
-                load(keys, ((block + (quarter + i)) * words + word) * (4 * BLOCK), 4 * BLOCK) for i in range(together)
+                _fetch(keys, ((block + (quarter + i)) * words + word) * (4 * BLOCK), words * (4 * STRIDE))
+                for i in range(together)
             ]
             for i in range(kind.per_byte):
                 codes = [_code(v, i, kind) for v in stored]
@@ -274,6 +276,12 @@ def _scores(
         for h, acc in enumerate(accs):
             found[h] += acc.values()
     return found
+
+
+def _fetch(codes: Value, at: Value, ahead: int) -> Value:
+    """A cache line of codes; the same of the next block is asked for, since hardware loses the thread at its end."""
+    prefetch(codes, at + ahead)
+    return load(codes, at, 4 * NUM_LANES)
 
 
 class _Sums:
@@ -341,7 +349,7 @@ def _accumulate(
         start = block // _QUARTERS * (vectors * STRIDE * NUM_LANES) + vector * (STRIDE * NUM_LANES)
         for quad in loop(0, STRIDE // 4):
             stored = [
-                load(values, start + i * (STRIDE * NUM_LANES) + quad * (4 * NUM_LANES), 4 * NUM_LANES)
+                _fetch(values, start + i * (STRIDE * NUM_LANES) + quad * (4 * NUM_LANES), vectors * STRIDE * NUM_LANES)
                 for i in range(count)
             ]
             codes = [[_code(v, i, kind) for v in stored] for i in range(kind.per_byte)]
