@@ -84,7 +84,7 @@ def train(corpus: Path, story_source: Path, out: Path, budget: Budget, config: R
     report(f"{text.novels.size} novel tokens, {sum(map(len, text.tales))} story tokens, "
            f"{sum(p.numel() for p in run.model.parameters())} parameters, from step {run.step}")
     watch = Watch(run, text.tokenizer, text.held_out_novels, text.held_out_stories,
-                  Log(out / "log.csv", append=resume), report, evaluate_every_s)
+                  Log(out / "log.csv", run.step), report, evaluate_every_s)
     try:
         take_steps(run, budget, watch, checkpoint, save_every_s)
     except KeyboardInterrupt:

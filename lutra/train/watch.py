@@ -45,17 +45,26 @@ def sample_text(model: Decoder, tokenizer: Tokenizer, prompt: str, max_tokens: i
 
 
 class Log:
-    """A CSV file that is complete after every row."""
+    """A CSV file that is complete after every row.
 
-    def __init__(self, path: Path, append: bool) -> None:
+    It opens on what an earlier start wrote up to the step resumed from; later rows belong to steps that are taken again.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        if not (append and path.exists()):
-            path.write_text(",".join(LOG_FIELDS) + "\n")
+        kept = []
+        if step and path.exists():
+            with path.open(newline="") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, LOG_FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row; fields it lacks stay empty."""
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, LOG_FIELDS, restval="").writerow(row)
+            csv.DictWriter(file, LOG_FIELDS, restval="", lineterminator="\n").writerow(row)
 
 
 @dataclass
