@@ -1,7 +1,7 @@
 """Which kernel multiplies a weight, and how many rows of activations it takes at once: two visible tables, one door.
 
-`tile` and `bind` are all that a model needs: the first puts a weight into the order of the family the tables name,
-the second binds that family's kernel.
+What `lutra tune` measured on this computer (tuned.py) goes before the tables.  `tile` and `bind` are all that a model
+needs: the first puts a weight into the order of the family chosen, the second binds that family's kernel.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import numpy as np
 
 from lutra.compiler import targets
 from lutra.compiler.launch import Step
+from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
-from lutra.kernels import matmul_dense, matmul_lut, matmul_mad, matmul_trit
+from lutra.kernels import matmul_dense, matmul_lut, matmul_mad, matmul_trit, tuned
 from lutra.kernels.activations import Activations
+from lutra.kernels.stored import EXTENTS
 from lutra.kernels.tiles import TiledWeight, tile_dense, tile_mad
 from lutra.kernels.tiles_lut import tile_lut
 from lutra.kernels.tiles_trit import tile_trit
@@ -41,10 +43,19 @@ USUAL_ROW_BLOCKS = (1, 2, 4)
 
 
 def choose(weight: QTensor | np.ndarray, isa: str | None = None) -> str:
-    """The kernel family for a weight: a row of ORDERS, else "mad"; "dense" for floats."""
-    if isinstance(weight, np.ndarray):
-        return "dense"
-    return ORDERS.get((targets.choose(isa).isa, weight.format.bits), "mad")
+    """The kernel family for a weight; "dense" for floats."""
+    return "dense" if isinstance(weight, np.ndarray) else family(weight.format, *weight.shape, isa)
+
+
+def family(format: Format, n: int, k: int, isa: str | None = None) -> str:
+    """The kernel family for a quantised weight [n, k]: measured clearly fastest, or a row of ORDERS, else "mad"."""
+    return tuned.family(families(format, isa), format, n, k, isa)
+
+
+def families(format: Format, isa: str | None = None) -> list[str]:
+    """The families that take a format, the tables' first."""
+    usual = ORDERS.get((targets.choose(isa).isa, format.bits), "mad")
+    return [usual, *(order for order in TILE if order != usual and EXTENTS[order].holds(format))]
 
 
 def tile(weight: QTensor | np.ndarray, isa: str | None = None, order: str | None = None) -> TiledWeight:
@@ -63,9 +74,14 @@ def row_blocks(order: str, isa: str) -> tuple[int, ...]:
 
 
 def tile_m(weight: TiledWeight, rows: int, isa: str | None = None) -> int:
-    """Rows of activations per task for at most `rows` rows: the smallest block that holds them, or the largest."""
+    """Rows of activations per task for at most `rows` rows: the smallest block that holds them.
+
+    Where none does, the block that was measured best for many rows, or the largest.
+    """
     blocks = row_blocks(weight.order, targets.choose(isa).isa)
-    return next((block for block in blocks if block >= rows), blocks[-1])
+    found = tuned.row_block(weight, isa)
+    many = found if found in blocks else blocks[-1]
+    return next((block for block in blocks if block >= rows), many)
 
 
 def bind(

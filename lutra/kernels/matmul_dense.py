@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from lutra.compiler import targets
 from lutra.compiler.kernel import kernel
 from lutra.compiler.language import (
     Pointer,
@@ -29,8 +28,9 @@ from lutra.compiler.language import (
 from lutra.compiler.launch import Step
 from lutra.compiler.types import DTYPES
 from lutra.errors import KernelError
+from lutra.kernels import tuned
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
-from lutra.kernels.plan import Plan, plan_for
+from lutra.kernels.plan import Plan
 from lutra.kernels.tiles import ROWS, TiledWeight
 
 PARTIALS = 4  # strided partial sums: enough independent adds to hide their latency
@@ -124,7 +124,7 @@ def bind(
     y        f32 [rows, stride]; outputs go to columns `column` ...
     state    int64; state[0] is the number of rows
     bias     f32 [padded_n] or None
-    shape    the plan; None takes the table's
+    shape    the plan; None takes the one measured best, else the table's
     Raises KernelError when the buffers do not fit the weight.
     """
     assert weight.order == "dense"
@@ -140,6 +140,6 @@ def bind(
             columns=weight.padded_k, x_stride=x.shape[1], y_stride=y.shape[1], y_column=column,
         ),
         isa, dtype=weight.dtype, epilogue=epilogue, has_bias=bias is not None, tile_m=tile_m,
-        plan=shape or plan_for("dense", targets.choose(isa).isa, tile_m),
+        plan=shape or tuned.plan(weight, tile_m, isa),
     )  # fmt: skip
     return Step(launch, weight.num_pairs, tile_m)

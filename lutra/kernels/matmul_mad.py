@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lutra.compiler import targets
 from lutra.compiler.kernel import kernel
 from lutra.compiler.language import (
     Operand,
@@ -42,9 +41,10 @@ from lutra.compiler.language import (
 from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.format import Format
+from lutra.kernels import tuned
 from lutra.kernels.activations import Activations
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
-from lutra.kernels.plan import Plan, plan_for
+from lutra.kernels.plan import Plan
 from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
 from lutra.kernels.unpack import load_as, take_quad
 
@@ -270,7 +270,7 @@ def bind(
     y        f32 [rows, stride]; outputs go to columns `column` ...
     state    int64; state[0] is the number of rows
     bias     f32 [padded_n] or None
-    shape    the plan; None takes the table's
+    shape    the plan; None takes the one measured best, else the table's
     Raises KernelError when the buffers do not fit the weight.
     """
     format = weight.format
@@ -289,6 +289,6 @@ def bind(
             xs_stride=x.xs.shape[1], sums_stride=x.sums.shape[1], y_stride=y.shape[1], y_column=column,
         ),
         isa, format=format, epilogue=epilogue, has_bias=bias is not None, tile_m=tile_m,
-        plan=shape or plan_for("mad", targets.choose(isa).isa, tile_m),
+        plan=shape or tuned.plan(weight, tile_m, isa),
     )  # fmt: skip
     return Step(launch, weight.num_pairs, tile_m)

@@ -1,11 +1,11 @@
 """How wide a step of a matmul kernel is on each instruction set, as one visible table.
 
-A plan changes speed only: every plan gives the same bits.
+A plan changes speed only: every plan gives the same bits.  tuned.py may know a better one for this computer.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -52,3 +52,30 @@ OTHERWISE = Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=AHEAD)
 def plan_for(order: str, isa: str, tile_m: int) -> Plan:
     """The plan of a kernel family for `tile_m` rows of activations at once."""
     return PLANS.get((order, isa, tile_m)) or USUAL.get((order, tile_m), OTHERWISE)
+
+
+# What a search tries: (tiles, accumulators, unroll), and distances of prefetching.  Families without a row have no plan
+SHAPES: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "mad": ((1, 1, 1), (1, 2, 1), (1, 4, 1), (2, 1, 1), (2, 2, 1), (2, 4, 1), (2, 2, 2)),
+    "dense": ((1, 1, 1), (2, 1, 1)),
+}
+DISTANCES = (0, 4096, AHEAD)
+
+
+def shapes(order: str, isa: str, tile_m: int) -> list[Plan]:
+    """The table's plan, then every other shape with its prefetching; empty for a family without plans."""
+    if order not in SHAPES:
+        return []
+    usual = plan_for(order, isa, tile_m)
+    others = [replace(usual, tiles=t, accumulators=a, unroll=u) for t, a, u in SHAPES[order]]
+    return list(dict.fromkeys([usual, *others]))
+
+
+def distances(plan: Plan) -> list[Plan]:
+    """A plan, then the same with every other distance of prefetching."""
+    return list(dict.fromkeys([plan, *(replace(plan, prefetch_bytes=distance) for distance in DISTANCES)]))
+
+
+def candidates(order: str, isa: str, tile_m: int) -> list[Plan]:
+    """Every plan that a search may end with."""
+    return [plan for shape in shapes(order, isa, tile_m) for plan in distances(shape)]

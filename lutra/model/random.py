@@ -105,7 +105,7 @@ def _bytes(tile: TiledWeight, n: int) -> int:
 
 
 def _tiles(rng: np.random.Generator, format: Format, n: int, k: int, order: str | None) -> TiledWeight:
-    return choose.tile(_sample(rng, format, n, k), order=order)
+    return choose.tile(_sample(rng, format, n, k), order=order or choose.family(format, n, k))
 
 
 def _head_tiles(
@@ -113,7 +113,8 @@ def _head_tiles(
 ) -> list[TiledWeight]:
     """Sampled tiles of the embedding and the head: one for both where rows can be taken out of the head's order."""
     table = _sample(rng, head or format, config.vocab_size, config.hidden_size)
-    tile = choose.tile(table, order=order if head in (None, format) else None)
+    order = order if head in (None, format) else None
+    tile = choose.tile(table, order=order or choose.family(head or format, config.vocab_size, config.hidden_size))
     return [tile] if tile.order in embed.ORDERS else [choose.tile(table, order="mad"), tile]
 
 
