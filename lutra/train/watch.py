@@ -47,7 +47,7 @@ def sample_text(model: Decoder, tokenizer: Tokenizer, prompt: str, max_tokens: i
 class Log:
     """A CSV file that is complete after every row.
 
-    It opens on what an earlier start wrote up to the step resumed from; later rows belong to steps that are taken again.
+    It keeps what an earlier start wrote up to the step resumed from; later rows are of steps that are taken again.
     """
 
     def __init__(self, path: Path, step: int) -> None:
