@@ -7,8 +7,8 @@ slots that LLVM promotes to registers.
 from __future__ import annotations
 
 from lutra.compiler import instructions
+from lutra.compiler.emitter import Emitter, kind_of
 from lutra.compiler.ir import Function, Op, Value
-from lutra.compiler.lower import Emitter, kind_of
 from lutra.compiler.targets import Target
 from lutra.compiler.types import Pointer
 

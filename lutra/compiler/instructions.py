@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lutra.compiler import lower
+from lutra.compiler import lower, lower_convert, lower_dot4, lower_dot4_arm, lower_lookup
+from lutra.compiler.emitter import Emitter
 from lutra.compiler.ir import Op
 from lutra.compiler.types import DType, Type
 
@@ -24,7 +25,7 @@ Array = Any  # numpy scalar or array; lanes = 1 values are zero-dimensional
 class Instruction:
     """One way to emit an operation."""
 
-    emit: Callable[[lower.Emitter, Op], str]
+    emit: Callable[[Emitter, Op], str]
     needs: frozenset[str] = frozenset()
     applies: Callable[[Op], bool] = lambda op: True
 
@@ -110,16 +111,16 @@ _X86_256 = frozenset({"avx2"})
 _NEON, _DOTPROD = frozenset({"neon"}), frozenset({"dotprod"})
 
 # dot4 row → the dot4_sum row to try before it
-_SUMS_IN_16_BITS: dict[Callable[[lower.Emitter, Op], str], Instruction] = {
-    lower.dot4_maddubs: Instruction(
-        lower.dot4_sum_maddubs, _X86_256, lambda op: _lanes(op) % 8 == 0 and _sums_fit_16_bits(op)
+_SUMS_IN_16_BITS: dict[Callable[[Emitter, Op], str], Instruction] = {
+    lower_dot4.dot4_maddubs: Instruction(
+        lower_dot4.dot4_sum_maddubs, _X86_256, lambda op: _lanes(op) % 8 == 0 and _sums_fit_16_bits(op)
     ),
-    lower.dot4_smull: Instruction(
-        lower.dot4_sum_smull,
+    lower_dot4_arm.dot4_smull: Instruction(
+        lower_dot4_arm.dot4_sum_smull,
         _NEON,
         lambda op: _lanes(op) % 4 == 0 and _is_signed_byte(op) and _sums_fit_16_bits(op),
     ),
-    lower.dot4_plain: Instruction(lower.dot4_sum_plain, applies=lambda op: _sums_fit_16_bits(op)),
+    lower_dot4.dot4_plain: Instruction(lower_dot4.dot4_sum_plain, applies=lambda op: _sums_fit_16_bits(op)),
 }
 
 INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
@@ -138,36 +139,38 @@ INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
     "reduce_add": (Instruction(lower.reduction),),
     "reduce_max": (Instruction(lower.reduction),),
     "convert": (
-        Instruction(lower.convert_half_native, frozenset({"f16c"}), lower.is_half_conversion),
-        Instruction(lower.convert_half_native, _NEON, lower.is_half_conversion),
-        Instruction(lower.convert),
+        Instruction(lower_convert.convert_half_native, frozenset({"f16c"}), lower_convert.is_half_conversion),
+        Instruction(lower_convert.convert_half_native, _NEON, lower_convert.is_half_conversion),
+        Instruction(lower_convert.convert),
     ),
     # 64 products and 16 sums in one instruction; AVX-VNNI has the 32-product form
     "dot4": (
-        Instruction(lower.dot4_vnni512, frozenset({"avx512vnni"}), lambda op: _lanes(op) % 16 == 0),
-        Instruction(lower.dot4_vnni256, frozenset({"avx512vnni", "avx512vl"}), lambda op: _lanes(op) % 8 == 0),
-        Instruction(lower.dot4_avxvnni, frozenset({"avxvnni"}), lambda op: _lanes(op) % 8 == 0),
+        Instruction(lower_dot4.dot4_vnni512, frozenset({"avx512vnni"}), lambda op: _lanes(op) % 16 == 0),
+        Instruction(lower_dot4.dot4_vnni256, frozenset({"avx512vnni", "avx512vl"}), lambda op: _lanes(op) % 8 == 0),
+        Instruction(lower_dot4.dot4_avxvnni, frozenset({"avxvnni"}), lambda op: _lanes(op) % 8 == 0),
         # maddubs adds two products in 16 bits
-        Instruction(lower.dot4_maddubs, frozenset({"avx2"}), lambda op: _lanes(op) % 8 == 0 and _pairs_fit_16_bits(op)),
-        Instruction(lower.dot4_madd, frozenset({"avx2"}), lambda op: _lanes(op) % 8 == 0),
+        Instruction(
+            lower_dot4.dot4_maddubs, frozenset({"avx2"}), lambda op: _lanes(op) % 8 == 0 and _pairs_fit_16_bits(op)
+        ),
+        Instruction(lower_dot4.dot4_madd, frozenset({"avx2"}), lambda op: _lanes(op) % 8 == 0),
         # ARM: 16 products and 4 sums; usdot takes our operands as they are, sdot and smull want both signed
-        Instruction(lower.dot4_usdot, frozenset({"i8mm"}), lambda op: _lanes(op) % 4 == 0),
-        Instruction(lower.dot4_sdot, _DOTPROD, lambda op: _lanes(op) % 4 == 0 and _is_signed_byte(op)),
-        Instruction(lower.dot4_sdot_minus_128, _DOTPROD, lambda op: _lanes(op) % 4 == 0),
-        Instruction(lower.dot4_smull, _NEON, lambda op: _lanes(op) % 4 == 0 and _is_signed_byte(op)),
-        Instruction(lower.dot4_smull_minus_128, _NEON, lambda op: _lanes(op) % 4 == 0),
-        Instruction(lower.dot4_plain),
+        Instruction(lower_dot4_arm.dot4_usdot, frozenset({"i8mm"}), lambda op: _lanes(op) % 4 == 0),
+        Instruction(lower_dot4_arm.dot4_sdot, _DOTPROD, lambda op: _lanes(op) % 4 == 0 and _is_signed_byte(op)),
+        Instruction(lower_dot4_arm.dot4_sdot_minus_128, _DOTPROD, lambda op: _lanes(op) % 4 == 0),
+        Instruction(lower_dot4_arm.dot4_smull, _NEON, lambda op: _lanes(op) % 4 == 0 and _is_signed_byte(op)),
+        Instruction(lower_dot4_arm.dot4_smull_minus_128, _NEON, lambda op: _lanes(op) % 4 == 0),
+        Instruction(lower_dot4.dot4_plain),
     ),
     "lookup": (
-        Instruction(lower.lookup_pshufb512, _X86_512, lambda op: _entries(op) == 16 and _lanes(op) % 64 == 0),
-        Instruction(lower.lookup_pshufb256, _X86_256, lambda op: _entries(op) == 16 and _lanes(op) % 32 == 0),
-        Instruction(lower.lookup_tbl, _NEON, lambda op: _entries(op) == 16 and _lanes(op) % 16 == 0),
-        Instruction(lower.lookup_plain, applies=lambda op: _entries(op) == 16),
+        Instruction(lower_lookup.lookup_pshufb512, _X86_512, lambda op: _entries(op) == 16 and _lanes(op) % 64 == 0),
+        Instruction(lower_lookup.lookup_pshufb256, _X86_256, lambda op: _entries(op) == 16 and _lanes(op) % 32 == 0),
+        Instruction(lower_lookup.lookup_tbl, _NEON, lambda op: _entries(op) == 16 and _lanes(op) % 16 == 0),
+        Instruction(lower_lookup.lookup_plain, applies=lambda op: _entries(op) == 16),
         # tables of 128 bytes
-        Instruction(lower.lookup_vpermi2b, frozenset({"avx512vbmi"}), lambda op: _lanes(op) % 64 == 0),
-        Instruction(lower.lookup_eight_pshufb, frozenset({"avx2"}), lambda op: _lanes(op) % 32 == 0),
-        Instruction(lower.lookup_two_tbl4, _NEON, lambda op: _lanes(op) % 16 == 0),
-        Instruction(lower.lookup_memory),
+        Instruction(lower_lookup.lookup_vpermi2b, frozenset({"avx512vbmi"}), lambda op: _lanes(op) % 64 == 0),
+        Instruction(lower_lookup.lookup_eight_pshufb, frozenset({"avx2"}), lambda op: _lanes(op) % 32 == 0),
+        Instruction(lower_lookup.lookup_two_tbl4, _NEON, lambda op: _lanes(op) % 16 == 0),
+        Instruction(lower_lookup.lookup_memory),
     ),
 }
 
@@ -176,7 +179,10 @@ INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
 INSTRUCTIONS["dot4_sum"] = tuple(
     row
     for dot4 in INSTRUCTIONS["dot4"]
-    for row in (_SUMS_IN_16_BITS.get(dot4.emit), Instruction(lower.one_by_one(dot4.emit), dot4.needs, dot4.applies))
+    for row in (
+        _SUMS_IN_16_BITS.get(dot4.emit),
+        Instruction(lower_dot4.one_by_one(dot4.emit), dot4.needs, dot4.applies),
+    )
     if row is not None
 )
 
