@@ -7,8 +7,8 @@ Five weights of one row, each -1, 0 or +1, are the digits of a number in balance
     bit         7        6 .. 0
     byte    |  v < 0  |   |v|   |                            1.6 bits per weight, 243 of 256 bytes used
 
-Turning all five signs around turns v around, and the sum t . x too.  So a table needs the sums of v = 0 .. 121 only, and
-bit 7 says whether to negate what was found.  The weights behind K are 0.
+Turning all five signs around turns v around, and the sum t . x too.  So a table needs the sums of v = 0 .. 121 only,
+and bit 7 says whether to negate what was found.  The weights behind K are 0.
 
 Source    1.6 bits per trit is the densest packing in whole bytes: log2(3) = 1.585.  The half table of a sign-symmetric
           alphabet: bitnet.cpp, arXiv 2502.11880, section 3.1 (there for three trits in 5 bits)

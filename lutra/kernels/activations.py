@@ -37,7 +37,7 @@ from lutra.formats.reduce import NUM_LANES
 from lutra.formats.trits import num_steps
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles_lut import HALF_BITS, TABLE_BIAS
-from lutra.kernels.tiles_trit import ENTRIES, table_columns
+from lutra.kernels.tiles_trit import PARTS, table_columns
 
 _MAGIC = 12582912.0  # 1.5 * 2**23: after adding it the low bits of the float are the nearest integer, halves to even
 _SMALLEST = 1e-5  # least largest magnitude of a row or group, as in formats/integer.quantize_activations
@@ -54,7 +54,7 @@ class Activations:
     xs       f32 [rows, 1 or G]        scale per row, or per group: x = xq * xs
     sums     i32 [rows, G]             sum of xq over each group of the *weight*
     tables   u8  [rows, Kp/4, 2, 16]   5-bit halves of the tables of formats/integer.build_tables, see tiles_lut.py
-    trits    i8  [rows, K/5, 2, 128]   low and high bytes of those of formats/trits.build_trit_tables, see tiles_trit.py
+    trits    i8  [rows, K/5, 64]       parts of the tables of formats/trits.build_trit_tables, see trit_tables.py
     """
 
     xq: np.ndarray
@@ -78,7 +78,7 @@ def allocate(rows: int, k: int, format: Format, with_tables: bool = False, with_
         xs=aligned((rows, num_groups if format.activation_group else 1), np.float32),
         sums=aligned((rows, num_groups), np.int32),
         tables=aligned((rows, kp // LUT_WIDTH, 2, 16), np.uint8) if with_tables else None,
-        trits=aligned((rows, num_steps(k), 2, ENTRIES), np.int8) if with_trits else None,
+        trits=aligned((rows, num_steps(k), PARTS), np.int8) if with_trits else None,
     )
 
 

@@ -38,6 +38,9 @@ ROW_BLOCKS: dict[tuple[str, str], tuple[int, ...]] = {
     ("mad", "avx512"): (1, 2, 4, 8),
     ("mad", "portable"): (1, 2),
     ("dense", "portable"): (1, 2),
+    ("trit5", "avxvnni"): (1, 2),
+    ("trit5", "avx2"): (1, 2),
+    ("trit5", "portable"): (1,),
 }
 USUAL_ROW_BLOCKS = (1, 2, 4)
 

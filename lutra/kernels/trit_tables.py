@@ -1,8 +1,12 @@
 """Tables for matmul_trit.py: sums of five activations as two bytes, for every magnitude of five trits.
 
-One task is 64 tables of one row of activations.  A magnitude v = 0 .. 121 falls into w + 27 a: the first three trits
-give w = -13 .. 13, the other two a = 0 .. 4.  So an entry is one of 27 sums of three activations plus one of 5 sums of
-two, and all 32, cut into low and high bytes, fit one vector `parts`; the table is that vector shuffled twice and added.
+One task is the parts of 64 tables of one row of activations; `half_table` makes a table of them where it is needed.
+
+A magnitude v = 0 .. 121 falls into w + 27 a: the first three trits give w = -13 .. 13, the other two a = 0 .. 4.  So
+an entry is one of 27 sums of three activations plus one of 5 sums of two, and all 32, cut into low and high bytes, fit
+one vector `parts`; the table is that vector shuffled twice and added.
+
+    parts    byte 4 * (i % 16) + 2 * (i / 16) + half of sum i          i = 0 .. 31, half 0 low, 1 high
 
     |sum of three| <= 381 = 15 * 25 + 6,   |sum of two| <= 254 = 10 * 25 + 4:    |low| <= 12 + 12, |high| <= 15 + 10
 
@@ -18,6 +22,7 @@ from lutra.compiler.language import (
     Pointer,
     Value,
     bitcast,
+    concat,
     const,
     dot4,
     i8,
@@ -35,7 +40,7 @@ from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats import trits
 from lutra.kernels.activations import Activations
-from lutra.kernels.tiles_trit import ENTRIES, HIGH
+from lutra.kernels.tiles_trit import ENTRIES, HIGH, PARTS
 
 TABLES = 64  # of a task
 LANES = 16  # int32 sums of a vector
@@ -54,16 +59,12 @@ COUNTS = [[*_trits(w - THREES // 2, 3), 0] for w in range(THREES)] + [[0, 0, *_t
 
 
 @kernel
-def trit_tables(xq: Pointer[i8], tables: Pointer[i8], state: Pointer[i64], xq_stride: i64, steps: i64, task: i64):
+def trit_tables(xq: Pointer[i8], parts: Pointer[i8], state: Pointer[i64], xq_stride: i64, steps: i64, task: i64):
     """`steps` counts tables of a row."""
     rows = load(state, 0)
     row, first = task % rows, task // rows * TABLES
     for step in loop(first, minimum(first + TABLES, steps)):
-        parts = both_bytes(*sums(xq, row * xq_stride + step * trits.TRITS))
-        at = (row * steps + step) * (2 * ENTRIES)
-        for half in range(2):
-            for start in range(0, ENTRIES, 64):
-                store(tables, at + (half * ENTRIES + start), entries(parts, half, range(start, start + 64)))
+        store(parts, (row * steps + step) * PARTS, both_bytes(*sums(xq, row * xq_stride + step * trits.TRITS)))
 
 
 def sums(xq: Value, at: Value) -> list[tuple[Value, Value]]:
@@ -98,23 +99,28 @@ def vector(numbers: list[int], dtype) -> Value:
 
 
 def both_bytes(first: tuple[Value, Value], second: tuple[Value, Value]) -> Value:
-    """i8x64: byte 4 * lane + 2 * vector + half, low bytes being half 0."""
+    """The parts, i8x64, of two vectors of sums."""
     bytes_ = [part & 255 for sum_, high in (first, second) for part in (sum_ - high * HIGH, high)]
     return bitcast(bytes_[0] | bytes_[1] << 8 | bytes_[2] << 16 | bytes_[3] << 24, i8)
 
 
-def entries(parts: Value, half: int, magnitudes: range) -> Value:
-    """i8x64: the low or high bytes of 64 table entries."""
+def half_table(parts: Value, half: int) -> Value:
+    """i8x128: the low bytes (half 0) or the high bytes of a table."""
+    first, last = (_entries(parts, half, range(start, start + PARTS)) for start in range(0, ENTRIES, PARTS))
+    return concat(first, last)
 
-    def place(number: int) -> int:
-        return 4 * (number % LANES) + 2 * (number // LANES) + half
 
-    picks = []
-    for magnitude in magnitudes:
-        a, w = divmod(min(magnitude, trits.ENTRIES - 1) + THREES // 2, THREES)
-        picks.append((place(w), place(THREES + a)))
+def _entries(parts: Value, half: int, magnitudes: range) -> Value:
+    picks = [part_places(min(magnitude, trits.ENTRIES - 1), half) for magnitude in magnitudes]
     threes, twos = zip(*picks, strict=True)
     return shuffle(parts, parts, threes) + shuffle(parts, parts, twos)
+
+
+def part_places(magnitude: int, half: int) -> tuple[int, int]:
+    """Where the two bytes stand whose sum is an entry's low or high byte."""
+    a, w = divmod(magnitude + THREES // 2, THREES)
+    three, two = (4 * (i % LANES) + 2 * (i // LANES) + half for i in (w, THREES + a))
+    return three, two
 
 
 def bind(x: Activations, state: np.ndarray, *, isa: str | None = None) -> Step:
@@ -125,5 +131,5 @@ def bind(x: Activations, state: np.ndarray, *, isa: str | None = None) -> Step:
             "allocate them with activations.allocate(rows, k, format, with_trits=True)"
         )
     steps = x.trits.shape[1]
-    args = {"xq": x.xq, "tables": x.trits, "state": state, "xq_stride": x.xq.shape[1], "steps": steps}
+    args = {"xq": x.xq, "parts": x.trits, "state": state, "xq_stride": x.xq.shape[1], "steps": steps}
     return Step(trit_tables.bind(args, isa), -(-steps // TABLES), 1)
