@@ -83,8 +83,9 @@ def write(
     arrays = {name: np.frombuffer(text, np.uint8) for name, text in texts.items()} | dict(_vectors(weights))
     if factors is not None:
         arrays[ROPE] = np.asarray(factors, np.float32)
-    for name, linear in named.items():
-        arrays |= {f"{name}.{part}": array for part, array in _arrays(linear).items()}
+    parts = {f"{name}.{part}": array for name, linear in named.items() for part, array in _arrays(linear).items()}
+    arrays |= {name: array for name, array in parts.items() if not name.endswith(".codes")}  # all that `load` looks at
+    arrays |= {name: array for name, array in parts.items() if name.endswith(".codes")}
     packed.write(path, header, arrays, progress)
 
 
