@@ -12,7 +12,7 @@ from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
 from lutra.kernels import choose, embed
 from lutra.kernels.buffers import aligned
-from lutra.kernels.tiles import TiledWeight, round_up
+from lutra.kernels.tiles import DENSE_DTYPES, TiledWeight, round_up
 from lutra.model.config import ModelConfig
 from lutra.model.weights import LayerWeights, Linear, Weights
 
@@ -98,6 +98,16 @@ def weight_bytes(config: ModelConfig, format: Format, order: str | None = None, 
     layer = sum(_bytes(_tiles(rng, format, n, k, order), n) for n, k in linear_sizes(config).values())
     tables = _head_tiles(rng, config, format, order, head)
     return config.num_layers * layer + sum(_bytes(tile, config.vocab_size) for tile in tables)
+
+
+def random_weight(format: Format | str, n: int, k: int, order: str) -> TiledWeight:
+    """One weight of a format, or of an element type of tiles.DENSE_DTYPES, in the order of a family that takes it."""
+    rng = np.random.default_rng(0)
+    if isinstance(format, Format):
+        return _repeated(_tiles(rng, format, n, k, order), n)
+    dtype = next(dtype for dtype, name in DENSE_DTYPES.items() if name == format)
+    sample = rng.standard_normal((min(round_up(n, _BLOCK), _SAMPLE_ROWS), k), np.float32)
+    return _repeated(choose.tile(sample.astype(dtype)), n)
 
 
 def _bytes(tile: TiledWeight, n: int) -> int:

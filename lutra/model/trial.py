@@ -1,0 +1,115 @@
+"""One kind of weight set up to be timed: random weights, buffers, and programs that multiply in different ways."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lutra import machine
+from lutra.compiler import targets
+from lutra.compiler.launch import Program, Step, Workers
+from lutra.kernels import choose, norm, trit_tables
+from lutra.kernels.activations import Activations
+from lutra.kernels.buffers import aligned
+from lutra.kernels.plan import Plan, plan_for, shapes
+from lutra.kernels.tiles import TiledWeight, round_up
+from lutra.model.kinds import Kind
+from lutra.model.program import Scratch
+from lutra.model.random import random_weight
+
+MANY_N = 8192  # rows of a weight measured with many rows of activations: time is linear in them
+STREAM_BYTES = 256 << 20  # of weights measured, at most
+SECONDS, ROUNDS = 0.12, 3  # of one comparison, and runs at least
+
+
+@dataclass(frozen=True)
+class Option:
+    """Rows of activations per task, and the plan where the family has one."""
+
+    tile_m: int
+    plan: Plan | None
+
+    def __str__(self) -> str:
+        p = self.plan
+        plan = "" if p is None else f" tiles {p.tiles} sums {p.accumulators} unroll {p.unroll} ahead {p.prefetch_bytes}"
+        return f"rows {self.tile_m}{plan}"
+
+
+@dataclass(frozen=True)
+class Alternation:
+    """Times programs in alternation, so that whatever else the computer does meets all of them."""
+
+    workers: Workers
+    seconds: float = SECONDS
+
+    def __call__(self, programs: Sequence[Program], rows: int) -> list[float]:
+        best, end, rounds = [float("inf")] * len(programs), time.perf_counter() + self.seconds, 0
+        while rounds < ROUNDS or time.perf_counter() < end:
+            for i, program in enumerate(programs):
+                started = time.perf_counter()
+                self.workers.run(program, rows)
+                best[i] = min(best[i], time.perf_counter() - started)
+            rounds += 1
+        return best
+
+
+class Trial:
+    """Random weights of one kind in the order of a family, and buffers for `rows` rows.
+
+    As many weights lie side by side as the model has, up to what no cache holds: a model streams them from memory, and
+    a small model does not.
+    """
+
+    def __init__(self, kind: Kind, order: str, rows: int):
+        self.rows, self.n = rows, kind.n if rows == 1 else min(kind.n, MANY_N)
+        weight = random_weight(kind.format, self.n, kind.k, order)
+        uncached = min(2 * max(cache.size_bytes for cache in machine.caches()), STREAM_BYTES)
+        wanted = min(kind.count, -(-uncached // weight.num_bytes)) if rows == 1 else 1
+        self.copies = [weight, *(_copied(weight) for _ in range(wanted - 1))]
+        padded = round_up(rows, 16)
+        self.x = aligned((padded, round_up(weight.padded_k, 128)), np.float32)
+        self.x[:, : kind.k] = 1
+        self.y = aligned((padded, round_up(weight.padded_n, 128)), np.float32)
+        self.state = np.array([rows, 0, 0, rows], np.int64)
+        self.source = self.x if weight.format is None else Scratch(padded).of(weight, self.x)
+        self.first = self._matmul(weight, Option(1, plan_for(order, targets.choose().isa, 1)))
+
+    def program(self, option: Option) -> Program:
+        """Every copy with its inputs: what a family needs before it multiplies is part of its time."""
+        return Program([step for weight in self.copies for step in (*self._inputs(), self._matmul(weight, option))])
+
+    def static(self, option: Option) -> dict[str, Any]:
+        """What an option fixes when its kernel is specialised."""
+        plan = {"plan": option.plan} if "plan" in self.first.launch.static else {}
+        return {"tile_m": option.tile_m, **plan}
+
+    def _inputs(self) -> list[Step]:
+        source = self.source
+        if not isinstance(source, Activations):
+            return []
+        steps = [norm.bind_quantize(self.x, source, self.state, width=self.copies[0].k)]
+        return steps if source.trits is None else [*steps, trit_tables.bind(source, self.state)]
+
+    def _matmul(self, weight: TiledWeight, option: Option) -> Step:
+        shape = {"shape": option.plan} if shapes(weight.order, targets.choose().isa, option.tile_m) else {}
+        family, buffers = choose.FAMILIES[weight.order], (self.source, self.y, self.state)
+        step: Step = family.bind(weight, *buffers, epilogue="store", tile_m=option.tile_m, **shape)
+        return step
+
+
+def _copied(weight: TiledWeight) -> TiledWeight:
+    """The same weight elsewhere in memory; scales and the like too."""
+
+    def copied(values: np.ndarray) -> np.ndarray:
+        out = aligned(values.shape, values.dtype)
+        out[:] = values
+        return out
+
+    return replace(
+        weight, codes=copied(weight.codes), scales=copied(weight.scales), zeros=copied(weight.zeros),
+        mins=copied(weight.mins),
+    )  # fmt: skip

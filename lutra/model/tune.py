@@ -1,0 +1,178 @@
+"""Find the fastest way to multiply by each kind of weight of a model on this computer: seconds, not minutes.
+
+For each kind of weight, each kernel family that takes it, and each use (one row, or a chunk of a prompt):
+
+1. list plans and row blocks, and leave out those that the cost model (compiler/cost.py) or the registers speak against;
+2. run the others in alternation on random weights, as many as the model has, or as no cache holds;
+3. run the best of them with other distances of prefetching, beside the plan of the table, and keep what wins clearly.
+
+Everything found gives the same bits as the tables' choice, so tuning changes speed and never a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lutra import machine
+from lutra.compiler import cost, targets
+from lutra.compiler.launch import Program, Workers
+from lutra.formats.format import Format
+from lutra.kernels import choose, tuned
+from lutra.kernels.plan import Plan, distances, shapes
+from lutra.kernels.tuned import DECODE, PREFILL, Choice
+from lutra.model.kinds import Kind
+from lutra.model.transformer import CHUNK
+from lutra.model.trial import Alternation, Option, Trial
+
+ROWS = {DECODE: 1, PREFILL: CHUNK}
+SLOWER = 1.5  # predicted slower than the best by this factor: not tried
+WINS = 0.98  # of the table's time: what is less different may be noise
+
+# Bytes of vector registers: sums that find no room are spilled, which costs more than any plan gains.
+REGISTER_BYTES = {
+    "avx512": 32 * 64, "avxvnni": 16 * 32, "avx2": 16 * 32, "i8mm": 32 * 16, "dotprod": 32 * 16, "neon": 32 * 16,
+    "portable": 16 * 16,
+}  # fmt: skip
+
+Progress = Callable[[str, int, int], None]  # progress(label, done, total)
+Clock = Callable[[Sequence[Program], int], list[float]]  # (programs, rows) → best seconds of each
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a search ended with.
+
+    usual, best    option of the table, and the best one: the table's where no other clearly wins
+    ..._us         microseconds of one weight, measured, and at least by the cost model for the best
+    """
+
+    order: str
+    kind: Kind
+    use: str
+    usual: Option
+    best: Option
+    usual_us: float
+    best_us: float
+    predicted_us: float
+
+    @property
+    def choice(self) -> Choice:
+        sizes = (self.order, self.kind.name, self.kind.n, self.kind.k)
+        return Choice(*sizes, self.use, self.best.tile_m, self.best.plan, float(self.best_us / ROWS[self.use]))
+
+    def cells(self) -> dict[str, str]:
+        """Heading → text of the table."""
+        return {
+            "kernel": f"{self.order} {self.kind.name} {self.kind.n}x{self.kind.k}",
+            "use": self.use,
+            "before": str(self.usual),
+            "after": "the same" if self.best == self.usual else str(self.best),
+            "µs before": f"{self.usual_us:.1f}",
+            "µs after": f"{self.best_us:.1f}",
+            "gain": f"{100 * (self.usual_us / self.best_us - 1):.0f} %",
+            "µs predicted": f"{self.predicted_us:.1f}",
+        }
+
+
+def tune(
+    kinds: Sequence[Kind],
+    threads: int,
+    progress: Progress,
+    clock: Clock | None = None,
+    roof: machine.Roof | None = None,
+) -> list[Finding]:
+    """Search for every kind of weight, and store what was found for the models loaded from now on.
+
+    clock   times programs; default: in alternation on `threads` threads
+    roof    limits of the machine; default: those measured last
+    """
+    search = Search(clock or Alternation(Workers(threads)), roof or machine.roof(), threads > 1)
+    cases = [(kind, order, use) for kind in kinds for order in kind.families for use in kind.uses]
+    findings = []
+    for done, (kind, order, use) in enumerate(cases):
+        progress(f"{order} {kind.name} {kind.n}x{kind.k} {use}", done, len(cases))
+        findings.append(search.find(kind, order, use))
+    tuned.write(targets.choose().isa, [finding.choice for finding in findings])
+    progress("done", len(cases), len(cases))
+    return findings
+
+
+def families(kinds: Sequence[Kind]) -> list[str]:
+    """What each kind of weight that several families take is multiplied with from now on, in words."""
+    return [_family(kind, kind.format) for kind in kinds if isinstance(kind.format, Format) and len(kind.families) > 1]
+
+
+def _family(kind: Kind, format: Format) -> str:
+    usual, chosen = kind.families[0], choose.family(format, kind.n, kind.k)
+    return f"{kind.name} {kind.n}x{kind.k}: {chosen}" + (f" instead of {usual}" if chosen != usual else "")
+
+
+@dataclass(frozen=True)
+class Search:
+    """How to time, and the roofs that leave hopeless options out."""
+
+    clock: Clock
+    roof: machine.Roof
+    on_all_cores: bool
+
+    def find(self, kind: Kind, order: str, use: str) -> Finding:
+        """The best option of one family for one use."""
+        trial, isa = Trial(kind, order, ROWS[use]), targets.choose().isa
+        blocks = [1] if use == DECODE else list(choose.row_blocks(order, isa)[1:])
+        usual, *others = [Option(m, plan) for m in reversed(blocks) for plan in _plans(order, isa, m)]
+        options = [usual, *self.promising(trial, usual, others, isa)]
+        best = self.fastest(trial, options)[0] if len(options) > 1 else usual
+        ahead: list[Plan | None] = [*distances(best.plan)] if best.plan else [None]
+        best, usual_us, best_us = self.fastest(trial, [usual, *(Option(best.tile_m, plan) for plan in ahead)])
+        scale = kind.n / trial.n
+        predicted_us = self.predict(trial, best).time_us
+        return Finding(order, kind, use, usual, best, scale * usual_us, scale * best_us, scale * predicted_us)
+
+    def fastest(self, trial: Trial, options: Sequence[Option]) -> tuple[Option, float, float]:
+        """The option that clearly beats the first, or the first; microseconds of one weight, of the first and of it."""
+        options = list(dict.fromkeys(options))
+        seconds = self.clock([trial.program(option) for option in options], trial.rows)
+        times = dict(zip(options, (1e6 * s / len(trial.copies) for s in seconds), strict=True))
+        best = min(times, key=lambda option: times[option])
+        if times[best] > WINS * times[options[0]]:
+            best = options[0]
+        return best, times[options[0]], times[best]
+
+    def promising(self, trial: Trial, usual: Option, others: Sequence[Option], isa: str) -> list[Option]:
+        """Options whose sums fit into registers and whose predicted time is not far from the best."""
+        predicted = {option: self.predict(trial, option) for option in (usual, *others)}
+        limit = SLOWER * min(found.time_us for found in predicted.values())
+        return [
+            option
+            for option in others
+            if predicted[option].time_us <= limit and predicted[option].live_bytes <= REGISTER_BYTES[isa]
+        ]
+
+    def predict(self, trial: Trial, option: Option) -> Predicted:
+        """What the cost model says of an option."""
+        step = trial.first
+        traced = step.launch.kernel.trace(**{**step.launch.static, **trial.static(option)})
+        args = step.launch.args
+        numbers = {name: value for name, value in args.items() if isinstance(value, int)}
+        sizes = {name: value.nbytes for name, value in args.items() if isinstance(value, np.ndarray)}
+        work = cost.work(traced, numbers)
+        tasks = step.tasks * -(-trial.rows // option.tile_m)
+        r = self.roof
+        rates = (r.gb_per_s, r.int8_gops) if self.on_all_cores else (r.gb_per_s_one, r.int8_gops_one)
+        return Predicted(cost.predict_us(work, tasks, sizes, *rates), work.live_bytes)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Microseconds under the roofs, and bytes of sums."""
+
+    time_us: float
+    live_bytes: int
+
+
+def _plans(order: str, isa: str, tile_m: int) -> list[Plan | None]:
+    """Shapes to try, the table's first; None alone for a family without plans."""
+    return [*shapes(order, isa, tile_m)] or [None]
