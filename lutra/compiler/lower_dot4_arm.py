@@ -8,9 +8,6 @@ from lutra.compiler.emitter import Emitter, kind_of, result_type
 from lutra.compiler.ir import Op
 from lutra.compiler.types import Type, i8, i32
 
-_BYTES = "<16 x i8>"
-
-
 _FOUR, _BYTES, _HALF, _SHORTS = "<4 x i32>", "<16 x i8>", "<8 x i8>", "<8 x i16>"
 
 

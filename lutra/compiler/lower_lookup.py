@@ -10,7 +10,6 @@ from lutra.compiler.types import Type, u8
 
 _BYTES = "<16 x i8>"
 
-
 # ---- lookup: a 16-byte table ----------------------------------------------------------------------------------------
 
 
