@@ -382,7 +382,7 @@ def _front(v: Value, lanes: int) -> Value:
 
 
 # (query heads a task takes together, which share the loads of K and V; sums of 16 lanes kept in registers)
-TILES = {"avx512": (4, 16), "avxvnni": (2, 4), "avx2": (2, 4), "portable": (2, 4)}
+TILES = {"avx512": (4, 8), "avxvnni": (2, 4), "avx2": (2, 4), "portable": (2, 4)}
 
 
 def bind(
