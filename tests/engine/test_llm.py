@@ -9,7 +9,7 @@ import lutra
 from lutra.compiler.launch import Workers
 from lutra.engine.llm import LLM
 from lutra.engine.params import SamplingParams
-from lutra.errors import CapacityError, FileError
+from lutra.errors import CapacityError, FileError, KernelError
 from lutra.files import open_model
 from lutra.model.config import config_from
 from lutra.model.load import load_weights
@@ -192,3 +192,24 @@ def test_a_model_whose_logits_are_no_numbers_says_so(gguf: Path, tmp_path: Path)
     (tmp_path / "nan.gguf").write_bytes(broken)
     with pytest.raises(FileError, match="NaN"):
         text_of(LLM.load(tmp_path / "nan.gguf", threads=1), GREEDY)
+
+
+# ---- greedy ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kv", ["f32", "f16", "bf16", "int8", "int4"])
+def test_the_best_token_is_found_without_the_sampler(gguf: Path, kv: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = LLM.load(gguf, threads=1, context=64, kv=kv)
+    monkeypatch.setattr("lutra.engine.llm.sample", None)
+    prompt = llm.tokenizer.encode("Once")
+    found = list(llm.generate_ids(prompt, SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)))
+    ours = list(prompt)
+    for _ in range(5):
+        ours.append(int(np.argmax(llm.transformer.prefill(ours, 0))))
+        assert llm.transformer.best == ours[-1]
+    assert found == ours[len(prompt) :]
+
+
+def test_an_unknown_cache_is_refused(gguf: Path) -> None:
+    with pytest.raises(KernelError, match="expected a KV cache of f16, bf16, f32, int8, int4, got 'q8'"):
+        LLM.load(gguf, threads=1, kv="q8")

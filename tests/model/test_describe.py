@@ -20,9 +20,10 @@ def test_the_whole_text_of_a_small_model(tmp_path: Path) -> None:
     assert text[1] == "hidden 64, ffn 160, 2 layers, 4 heads of 16, 2 of keys and values, silu"
     assert text[2] == "vocabulary 264, context 256, head of its own"
     assert text[3].startswith("a decoded token reads 0.1 MB of weights")
-    assert text[4] == "" and text[5].split() == ["tensor", "stored", "as", "shape", "runs", "as"]
-    rows = {row.split()[0]: row.split(maxsplit=1)[1] for row in text[6:]}
-    assert len(rows) == len(text) - 6 == 3 + 2 * 9
+    assert text[4] == "a token of context takes 0.26 kB of keys and values in f16, 16 tokens 0.0 MB"
+    assert text[5] == "" and text[6].split() == ["tensor", "stored", "as", "shape", "runs", "as"]
+    rows = {row.split()[0]: row.split(maxsplit=1)[1] for row in text[7:]}
+    assert len(rows) == len(text) - 7 == 3 + 2 * 9
     assert " ".join(rows["embed"].split()) == "F32 264 x 64 as stored"
     assert " ".join(rows["layers.1.up"].split()) == "Q4_0 160 x 64 re-coded to planes4-g32 (lossless)"
     assert rows["layers.0.attn_norm"].split()[:2] == ["F32", "64"]
