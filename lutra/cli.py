@@ -204,6 +204,7 @@ def doctor(context: click.Context) -> None:
 @click.option("--format", "formats", type=Names(), default="ternary", show_default=True, help="Of all its weights.")
 @click.option("--head", default="", help="Format of the head and embedding.  Default: that of the other weights.")
 @click.option("--order", default="auto", show_default=True, help="Kernel family: auto, mad, lut, trit5.")
+@kv_option
 @click.option("-p", "--prompt", "prompts", type=Counts(), default="128", show_default=True, help="Tokens to prefill.")
 @click.option("-n", "--gen", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens to decode.")
 @click.option("--threads", type=Counts(), help="Default: the cores this process may use.")
@@ -226,6 +227,27 @@ def bench(**options: Any) -> None:
     from lutra import cli_bench
 
     click.echo(cli_bench.bench(**options))
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option("--shape", help="Tune for a shape of `lutra bench` instead of a MODEL.")
+@click.option("--format", default="ternary", show_default=True, help="Of the weights of that shape.")
+@click.option("--head", default="", help="Format of its head.  Default: that of the other weights.")
+@threads_option
+def tune(model: str | None, **options: Any) -> None:
+    """Find the fastest kernels for the weights of MODEL on this computer, in seconds, and keep them for its next load.
+
+    \b
+    lutra tune model.gguf
+    lutra tune --shape 2b --format ternary
+
+    Speed is all that changes: every choice gives the same text.  LUTRA_ISA=avx2 lutra tune does it for another
+    instruction set.  `before` is what the tables of lutra/kernels/ say.
+    """
+    from lutra import cli_tune
+
+    click.echo(cli_tune.tune(load, resolve(model), **options))
 
 
 @cli.command()

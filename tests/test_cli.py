@@ -277,6 +277,31 @@ def test_pack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Ca
     assert "directory" in capsys.readouterr().err
 
 
+def test_tune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import lutra.model.tune
+
+    asked: list[Any] = []
+
+    class Finding:
+        def cells(self) -> dict[str, str]:
+            return {"kernel": "mad", "gain": "7 %"}
+
+    def tune(kinds: Any, threads: int, progress: Any) -> list[Finding]:
+        asked.append((len(kinds), kinds[0].name, kinds[-1].name, threads))
+        return [Finding()]
+
+    monkeypatch.setattr(lutra.model.tune, "tune", tune)
+    line = ["tune", "--shape", "tiny", "--format", "planes4-g32", "--head", "int8-g32", "--threads", "1"]
+    assert cli.exit_code(line) == 0
+    out = capsys.readouterr().out
+    assert "| mad    |  7 % |" in out and "planes4-g32 512x256: mad" in out and "texts stay the same" in out
+    assert asked == [(5, "planes4-g32", "int8-g32", 1)]
+    for wrong, why in (("--shape=x", "a shape of tiny"), ("--format=x", "name of a format"), (".", "got both")):
+        assert cli.exit_code(["tune", *line[1:], wrong]) == 2
+        assert why in capsys.readouterr().err
+    assert len(asked) == 1
+
+
 def test_inspect_model(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.exit_code(["inspect", "model"]) == 0
     assert capsys.readouterr().out == "a parrot\n"
@@ -292,7 +317,7 @@ def test_inspect_format(capsys: pytest.CaptureFixture[str]) -> None:
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.exit_code([]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in ("run", "chat", "inspect", "doctor", "bench", "perplexity", "train"))
+    assert all(name in out for name in ("run", "chat", "inspect", "doctor", "bench", "tune", "perplexity", "train"))
 
 
 def test_train_without_torch_names_the_extra(

@@ -60,15 +60,15 @@ class Alternation:
 class Trial:
     """Random weights of one kind in the order of a family, and buffers for `rows` rows.
 
-    As many weights lie side by side as the model has, up to what no cache holds: a model streams them from memory, and
-    a small model does not.
+    So many weights lie side by side that no cache holds them, but no more than `most`, which make up the model: a large
+    model streams its weights from memory, a small one does not.
     """
 
-    def __init__(self, kind: Kind, order: str, rows: int):
+    def __init__(self, kind: Kind, order: str, rows: int, most: int):
         self.rows, self.n = rows, kind.n if rows == 1 else min(kind.n, MANY_N)
         weight = random_weight(kind.format, self.n, kind.k, order)
         uncached = min(2 * max(cache.size_bytes for cache in machine.caches()), STREAM_BYTES)
-        wanted = min(kind.count, -(-uncached // weight.num_bytes)) if rows == 1 else 1
+        wanted = min(most, -(-uncached // weight.num_bytes)) if rows == 1 else 1
         self.copies = [weight, *(_copied(weight) for _ in range(wanted - 1))]
         padded = round_up(rows, 16)
         self.x = aligned((padded, round_up(weight.padded_k, 128)), np.float32)

@@ -3,7 +3,7 @@
 For each kind of weight, each kernel family that takes it, and each use (one row, or a chunk of a prompt):
 
 1. list plans and row blocks, and leave out those that the cost model (compiler/cost.py) or the registers speak against;
-2. run the others in alternation on random weights, as many as the model has, or as no cache holds;
+2. run the others in alternation on random weights, as many as make up the model, or as no cache holds;
 3. run the best of them with other distances of prefetching, beside the plan of the table, and keep what wins clearly.
 
 Everything found gives the same bits as the tables' choice, so tuning changes speed and never a text.
@@ -29,7 +29,7 @@ from lutra.model.trial import Alternation, Option, Trial
 
 ROWS = {DECODE: 1, PREFILL: CHUNK}
 SLOWER = 1.5  # predicted slower than the best by this factor: not tried
-WINS = 0.98  # of the table's time: what is less different may be noise
+WINS = 0.97  # of the table's time: what is less different may be noise
 
 # Bytes of vector registers: sums that find no room are spilled, which costs more than any plan gains.
 REGISTER_BYTES = {
@@ -46,7 +46,7 @@ class Finding:
     """What a search ended with.
 
     usual, best    option of the table, and the best one: the table's where no other clearly wins
-    ..._us         microseconds of one weight, measured, and at least by the cost model for the best
+    ..._us         microseconds of one weight, measured; predicted for the best with all weights in memory
     """
 
     order: str
@@ -91,10 +91,11 @@ def tune(
     """
     search = Search(clock or Alternation(Workers(threads)), roof or machine.roof(), threads > 1)
     cases = [(kind, order, use) for kind in kinds for order in kind.families for use in kind.uses]
+    model_size = sum(kind.count * kind.n * kind.k for kind in kinds)
     findings = []
     for done, (kind, order, use) in enumerate(cases):
         progress(f"{order} {kind.name} {kind.n}x{kind.k} {use}", done, len(cases))
-        findings.append(search.find(kind, order, use))
+        findings.append(search.find(kind, order, use, -(-model_size // (kind.n * kind.k))))
     tuned.write(targets.choose().isa, [finding.choice for finding in findings])
     progress("done", len(cases), len(cases))
     return findings
@@ -118,9 +119,9 @@ class Search:
     roof: machine.Roof
     on_all_cores: bool
 
-    def find(self, kind: Kind, order: str, use: str) -> Finding:
-        """The best option of one family for one use."""
-        trial, isa = Trial(kind, order, ROWS[use]), targets.choose().isa
+    def find(self, kind: Kind, order: str, use: str, most: int = 1) -> Finding:
+        """The best option of one family for one use, in a model of the size of `most` such weights."""
+        trial, isa = Trial(kind, order, ROWS[use], most), targets.choose().isa
         blocks = [1] if use == DECODE else list(choose.row_blocks(order, isa)[1:])
         usual, *others = [Option(m, plan) for m in reversed(blocks) for plan in _plans(order, isa, m)]
         options = [usual, *self.promising(trial, usual, others, isa)]
