@@ -53,7 +53,7 @@ def say(message: str) -> None:
 
 
 def bench(
-    shapes: Sequence[str], formats: Sequence[str], head: str, order: str, prompts: Sequence[int], gen: int,
+    shapes: Sequence[str], formats: Sequence[str], head: str, order: str, kv: str, prompts: Sequence[int], gen: int,
     threads: Sequence[int] | None, rounds: int, output: str, batch: Sequence[int] | None, kernels: bool,
     rival: Path | None, rival_model: Path | None,
 ) -> str:  # fmt: skip
@@ -79,6 +79,6 @@ def bench(
             return launches(case, weights, rounds, tell)
         return [measure(case, weights, rounds, opponent, tell)]
 
-    found = models(shapes, formats, head, order)
+    found = models(shapes, formats, head, order, kv)
     results = run(found, one, prompts, gen, threads or [machine.usable_cores()], say, max(batch or [0]))
     return report.render(results, output, command_line())

@@ -12,6 +12,7 @@ from lutra.errors import CapacityError, RequestError
 from lutra.formats import catalog
 from lutra.formats.format import Format
 from lutra.kernels import choose
+from lutra.kernels.cache import DEFAULT_KIND, check_kind, position_bytes
 from lutra.model.config import ModelConfig
 from lutra.model.random import random_config, random_weights, weight_bytes
 from lutra.model.weights import Weights
@@ -29,15 +30,18 @@ class Model:
     format   a name of formats/catalog, of every matrix
     head     that of the tied embedding and head; "" = format
     order    kernel family: one of ORDERS
-    Raises RequestError or FormatError for unknown names, and for an order that cannot hold the format.
+    kv       what the KV cache holds, of kernels/cache.KINDS
+    Raises RequestError, FormatError or KernelError for unknown names, and for an order that cannot hold the format.
     """
 
     shape: str
     format: str
     head: str = ""
     order: str = AUTO
+    kv: str = DEFAULT_KIND
 
     def __post_init__(self) -> None:
+        check_kind(self.kv)
         if self.order not in ORDERS:
             raise RequestError(f"expected an order of {', '.join(ORDERS)}, got {self.order!r}; leave --order out")
         random_config(self.shape)
@@ -50,7 +54,7 @@ class Model:
     def make(self, positions: int) -> Weights:
         """The weights, if they and a cache of so many positions fit into memory; else CapacityError."""
         c, free = self.config, machine.available_bytes()
-        cache_bytes = positions * c.num_layers * c.num_kv_heads * c.head_dim * 2 * 2  # keys and values, f16
+        cache_bytes = positions * c.num_layers * position_bytes(self.kv, c.num_kv_heads, c.head_dim)
         needed = weight_bytes(c, **self._formats()) + cache_bytes + SPARE_BYTES
         if free is not None and needed > free:
             raise CapacityError(
@@ -75,9 +79,11 @@ class Case:
     threads: int
 
 
-def models(shapes: Sequence[str], formats: Sequence[str], head: str = "", order: str = AUTO) -> list[Model]:
+def models(
+    shapes: Sequence[str], formats: Sequence[str], head: str = "", order: str = AUTO, kv: str = DEFAULT_KIND
+) -> list[Model]:
     """Every combination, shapes slowest.  Raises as Model does, before anything is measured."""
-    return [Model(shape, format, head, order) for shape, format in itertools.product(shapes, formats)]
+    return [Model(shape, format, head, order, kv) for shape, format in itertools.product(shapes, formats)]
 
 
 def cases(model: Model, prompts: Sequence[int], gen: int, threads: Sequence[int]) -> list[Case]:

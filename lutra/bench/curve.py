@@ -76,7 +76,15 @@ class Point:
 def curve(case: Case, weights: Weights, sizes: Sequence[int], rounds: int = ROUNDS, say: Say = silent) -> list[Point]:
     """Time steps of each of `sizes` rows, in alternation; case.gen is not used."""
     config, most = case.model.config, max(sizes)
-    transformer = Transformer(config, weights, Workers(case.threads), case.prompt + most, chunk=most, all_logits=True)
+    transformer = Transformer(
+        config,
+        weights,
+        Workers(case.threads),
+        case.prompt + most,
+        chunk=most,
+        all_logits=True,
+        kv=case.model.kv,
+    )
     programs = {rows: transformer.batch_program(rows) for rows in sizes}
     tokens = some_tokens(most, config.vocab_size)
     seconds: dict[int, list[float]] = {rows: [] for rows in sizes}

@@ -101,7 +101,7 @@ class Cost:
 def launches(case: Case, weights: Weights, rounds: int = ROUNDS, say: Say = silent) -> list[LaunchKind]:
     """Take a decode step after case.prompt tokens apart, then the prompt's last chunk."""
     config, workers = case.model.config, Workers(case.threads)
-    transformer = Transformer(config, weights, workers, case.prompt + 1)
+    transformer = Transformer(config, weights, workers, case.prompt + 1, kv=case.model.kv)
     rows = min(case.prompt, CHUNK)
     position_bytes = work.position_bytes(config, transformer)
     layer_bytes = position_bytes // config.num_layers

@@ -32,7 +32,7 @@ def measure(case: Case, weights: Weights, rounds: int = ROUNDS, rival: Rival | N
     rival     another engine that runs in every round
     """
     config, workers = case.model.config, Workers(case.threads)
-    transformer = Transformer(config, weights, workers, case.prompt + case.gen)
+    transformer = Transformer(config, weights, workers, case.prompt + case.gen, kv=case.model.kv)
     cache_bytes = work.cache_bytes(work.position_bytes(config, transformer), case.prompt, case.gen)
     operations = work.prefill_operations(weights, case.prompt)
     multiply = machine.multiply_program(operations)

@@ -122,6 +122,7 @@ class Row:
             "format": model.format,
             "head": model.head or model.format,
             "order": self.order,
+            "kv": model.kv,
             "threads": str(case.threads),
             "prompt": str(case.prompt),
             "prefill tok/s": str(self.prefill),

@@ -43,7 +43,8 @@ def test_a_row_by_hand() -> None:
 
 def test_cells_are_what_the_table_shows() -> None:
     assert ROW.cells() == {
-        "shape": "tiny", "format": "ternary", "head": "ternary", "order": "mad", "threads": "2", "prompt": "64",
+        "shape": "tiny", "format": "ternary", "head": "ternary", "order": "mad", "kv": "f16", "threads": "2",
+        "prompt": "64",
         "prefill tok/s": "32.0 ±12.0 (64.0)", "Gop/s": "2.0 ±0.8 (4.0)", "% of int8 peak": "50 (50)",
         "decode tok/s": "4.0 ±1.5 (8.0)", "MB/token": "1000.0", "GB/s": "4.0 ±1.5 (8.0)", "% of read roof": "50 (50)",
     }  # fmt: skip
