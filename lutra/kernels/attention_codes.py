@@ -143,8 +143,7 @@ def _split(stored: np.ndarray, kind: Codes) -> np.ndarray:
 def attention_codes(
     query_codes: Pointer[i32],
     query_scales: Pointer[f32],
-    weights: Pointer[i8],
-    weight_words: Pointer[i32],
+    weights: Pointer[i32],
     keys: Pointer[u8],
     values: Pointer[u8],
     key_scales: Pointer[f16],
@@ -165,8 +164,8 @@ def attention_codes(
 ):
     """y of one row and `tile` heads; y itself holds the unfinished sums between blocks.
 
-    weights, weight_words   one buffer as bytes and as words
-    sums                    accumulators worth keeping in registers
+    query_codes, weights   bytes, four a word
+    sums                   accumulators worth keeping in registers
     """
     codes = CODES[kind]
     num_rows = load(state, 0)
@@ -193,7 +192,7 @@ def attention_codes(
         units = []
         for h, (head, c) in enumerate(zip(states, corrections, strict=True)):
             units.append(head.weigh(c, value_scales, block * (2 * BLOCK), weights, first + h, codes))
-        _accumulate(output, corrections, units, weight_words, first, values, block, sums, codes)
+        _accumulate(output, corrections, units, weights, first, values, block, sums, codes)
 
     for h, head in enumerate(states):
         total, bias = (splat(reduce_add(sum_), BLOCK) for sum_ in (head.l, head.b))
@@ -245,7 +244,8 @@ class _Head:
         inverse = splat(float(kind.most) / top, BLOCK)
         for quarter, v in enumerate(w):
             for part, narrow in enumerate(signed_bytes(integers(v, inverse), kind.parts)):
-                store(weights, (head * kind.parts + part) * STRIDE + quarter * BLOCK, narrow)
+                place = (head * kind.parts + part) * (STRIDE // 4) + quarter * (BLOCK // 4)
+                store(weights, place, bitcast(narrow, i32))
         return splat(top * (1 / kind.most), BLOCK)
 
 
@@ -415,8 +415,7 @@ def bind(
     wanted, registers = TILES.get(targets.choose(isa).isa, TILES["portable"])
     tile = tile or _largest_divisor(heads // kv_heads, wanted)
     args = dict(query_codes=queries.codes.view(np.int32), query_scales=queries.scales)
-    args |= dict(weights=queries.weights, weight_words=queries.weights.view(np.int32))
-    args |= dict(keys=cache.keys, values=cache.values)
+    args |= dict(weights=queries.weights.view(np.int32), keys=cache.keys, values=cache.values)
     args |= dict(key_scales=cache.key_scales, value_scales=cache.value_scales, y=y, state=state)
     args |= dict(y_stride=y.shape[1], blocks=cache.keys.shape[1], scale=head_dim**-0.5 if scale is None else scale)
     static = dict(heads=heads, kv_heads=kv_heads, head_dim=head_dim, kind=cache.kind)

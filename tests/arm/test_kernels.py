@@ -9,7 +9,18 @@ from lutra.compiler.launch import Step
 from lutra.formats import catalog
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
-from lutra.kernels import attention, embed, matmul_dense, matmul_lut, matmul_mad, norm, rope
+from lutra.kernels import (
+    attention,
+    attention_codes,
+    cache,
+    embed,
+    matmul_dense,
+    matmul_lut,
+    matmul_mad,
+    norm,
+    rope,
+    rope_codes,
+)
 from lutra.kernels.activations import Activations, allocate
 from lutra.kernels.buffers import aligned
 from lutra.kernels.plan import plan_for
@@ -156,3 +167,23 @@ def test_attention(emulator, dtype, isa):
     q, y = random_floats(ROWS, HEADS * HEAD_DIM), aligned((ROWS, HEADS * HEAD_DIM), np.float32)
     step = attention.bind(q, keys, values, y, state(ROWS, 13), heads=HEADS, tile=2, span=1)
     check(emulator, step, ROWS, isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", cache.CODES)
+def test_cache_of_codes(emulator, kind, isa):
+    store, attend = codes_steps(kind)
+    check(emulator, store, ROWS, isa)
+    store.launch.run(0, store.count(ROWS))  # natively, for attention to have something to read
+    check(emulator, attend, ROWS, isa)
+
+
+def codes_steps(kind: str) -> tuple[Step, Step]:
+    """The store of rows into a cache of codes, and attention over it."""
+    held = cache.allocate(kind, KV_HEADS, CONTEXT, HEAD_DIM)
+    queries = cache.allocate_queries(kind, ROWS, HEADS, HEAD_DIM)
+    qkv = random_floats(ROWS, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
+    cos, sin = random_floats(CONTEXT, HEAD_DIM // 2), random_floats(CONTEXT, HEAD_DIM // 2)
+    y = aligned((ROWS, HEADS * HEAD_DIM), np.float32)
+    store = rope_codes.bind(qkv, held, queries, cos, sin, state(ROWS, 13), heads=HEADS)
+    return store, attention_codes.bind(queries, held, y, state(ROWS, 13), heads=HEADS, tile=2, sums=4)
