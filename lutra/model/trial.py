@@ -23,7 +23,7 @@ from lutra.model.random import random_weight
 
 MANY_N = 8192  # rows of a weight measured with many rows of activations: time is linear in them
 STREAM_BYTES = 256 << 20  # of weights measured, at most
-SECONDS, ROUNDS = 0.12, 3  # of one comparison, and runs at least
+SECONDS, ROUNDS = 0.12, 5  # of one comparison, and runs at least
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,18 @@ class Alternation:
     workers: Workers
     seconds: float = SECONDS
 
-    def __call__(self, programs: Sequence[Program], rows: int) -> list[float]:
-        best, end, rounds = [float("inf")] * len(programs), time.perf_counter() + self.seconds, 0
-        while rounds < ROUNDS or time.perf_counter() < end:
-            for i, program in enumerate(programs):
-                started = time.perf_counter()
-                self.workers.run(program, rows)
-                best[i] = min(best[i], time.perf_counter() - started)
-            rounds += 1
-        return best
+    def __call__(self, programs: Sequence[Program], rows: int) -> list[list[float]]:
+        """Seconds of each program in every round."""
+        rounds: list[list[float]] = []
+        end = time.perf_counter() + self.seconds
+        while len(rounds) < ROUNDS or time.perf_counter() < end:
+            rounds.append([self._run(program, rows) for program in programs])
+        return [list(times) for times in zip(*rounds, strict=True)]
+
+    def _run(self, program: Program, rows: int) -> float:
+        started = time.perf_counter()
+        self.workers.run(program, rows)
+        return time.perf_counter() - started
 
 
 class Trial:
@@ -65,7 +68,7 @@ class Trial:
     """
 
     def __init__(self, kind: Kind, order: str, rows: int, most: int):
-        self.rows, self.n = rows, kind.n if rows == 1 else min(kind.n, MANY_N)
+        self.order, self.rows, self.n = order, rows, kind.n if rows == 1 else min(kind.n, MANY_N)
         weight = random_weight(kind.format, self.n, kind.k, order)
         uncached = min(2 * max(cache.size_bytes for cache in machine.caches()), STREAM_BYTES)
         wanted = min(most, -(-uncached // weight.num_bytes)) if rows == 1 else 1
@@ -81,6 +84,10 @@ class Trial:
     def program(self, option: Option) -> Program:
         """Every copy with its inputs: what a family needs before it multiplies is part of its time."""
         return Program([step for weight in self.copies for step in (*self._inputs(), self._matmul(weight, option))])
+
+    def weight_us(self, seconds: Sequence[float]) -> float:
+        """Microseconds of one weight, from the seconds of a program in every round."""
+        return 1e6 * min(seconds) / len(self.copies)
 
     def static(self, option: Option) -> dict[str, Any]:
         """What an option fixes when its kernel is specialised."""

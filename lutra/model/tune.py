@@ -4,7 +4,9 @@ For each kind of weight, each kernel family that takes it, and each use (one row
 
 1. list plans and row blocks, and leave out those that the cost model (compiler/cost.py) or the registers speak against;
 2. run the others in alternation on random weights, as many as make up the model, or as no cache holds;
-3. run the best of them with other distances of prefetching, beside the plan of the table, and keep what wins clearly.
+3. run the best of them with other distances of prefetching, beside the plan of the table, and keep what wins clearly:
+   in its best round, and in most of the rounds that both were run in, for other programs slow some rounds down;
+4. run the best of every family in alternation: kernels/tuned.py chooses among families by these times.
 
 Everything found gives the same bits as the tables' choice, so tuning changes speed and never a text.
 """
@@ -12,7 +14,9 @@ Everything found gives the same bits as the tables' choice, so tuning changes sp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import truediv
+from statistics import median
 
 import numpy as np
 
@@ -38,7 +42,7 @@ REGISTER_BYTES = {
 }  # fmt: skip
 
 Progress = Callable[[str, int, int], None]  # progress(label, done, total)
-Clock = Callable[[Sequence[Program], int], list[float]]  # (programs, rows) → best seconds of each
+Clock = Callable[[Sequence[Program], int], list[list[float]]]  # (programs, rows) → seconds of each in every round
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Finding:
 
     usual, best    option of the table, and the best one: the table's where no other clearly wins
     ..._us         microseconds of one weight, measured; predicted for the best with all weights in memory
+    row_us         those of the best, beside the other families, per row of activations
     """
 
     order: str
@@ -57,11 +62,12 @@ class Finding:
     usual_us: float
     best_us: float
     predicted_us: float
+    row_us: float
 
     @property
     def choice(self) -> Choice:
         sizes = (self.order, self.kind.name, self.kind.n, self.kind.k)
-        return Choice(*sizes, self.use, self.best.tile_m, self.best.plan, float(self.best_us / ROWS[self.use]))
+        return Choice(*sizes, self.use, self.best.tile_m, self.best.plan, self.row_us)
 
     def cells(self) -> dict[str, str]:
         """Heading → text of the table."""
@@ -90,12 +96,12 @@ def tune(
     roof    limits of the machine; default: those measured last
     """
     search = Search(clock or Alternation(Workers(threads)), roof or machine.roof(), threads > 1)
-    cases = [(kind, order, use) for kind in kinds for order in kind.families for use in kind.uses]
+    cases = [(kind, use) for kind in kinds for use in kind.uses]
     model_size = sum(kind.count * kind.n * kind.k for kind in kinds)
     findings = []
-    for done, (kind, order, use) in enumerate(cases):
-        progress(f"{order} {kind.name} {kind.n}x{kind.k} {use}", done, len(cases))
-        findings.append(search.find(kind, order, use, -(-model_size // (kind.n * kind.k))))
+    for done, (kind, use) in enumerate(cases):
+        progress(f"{kind.name} {kind.n}x{kind.k} {use}", done, len(cases))
+        findings += search.families(kind, use, -(-model_size // (kind.n * kind.k)))
     tuned.write(targets.choose().isa, [finding.choice for finding in findings])
     progress("done", len(cases), len(cases))
     return findings
@@ -119,9 +125,19 @@ class Search:
     roof: machine.Roof
     on_all_cores: bool
 
-    def find(self, kind: Kind, order: str, use: str, most: int = 1) -> Finding:
-        """The best option of one family for one use, in a model of the size of `most` such weights."""
-        trial, isa = Trial(kind, order, ROWS[use], most), targets.choose().isa
+    def families(self, kind: Kind, use: str, most: int) -> list[Finding]:
+        """The best option of every family for one use, in a model of the size of `most` such weights."""
+        trials = [Trial(kind, order, ROWS[use], most) for order in kind.families]
+        found = [self.find(kind, use, trial) for trial in trials]
+        if len(found) == 1:
+            return found
+        rounds = self.clock([t.program(one.best) for t, one in zip(trials, found, strict=True)], ROWS[use])
+        times = [kind.n / t.n * t.weight_us(seconds) / ROWS[use] for t, seconds in zip(trials, rounds, strict=True)]
+        return [replace(one, row_us=row_us) for one, row_us in zip(found, times, strict=True)]
+
+    def find(self, kind: Kind, use: str, trial: Trial) -> Finding:
+        """The best option of one family."""
+        order, isa = trial.order, targets.choose().isa
         blocks = [1] if use == DECODE else list(choose.row_blocks(order, isa)[1:])
         usual, *others = [Option(m, plan) for m in reversed(blocks) for plan in _plans(order, isa, m)]
         options = [usual, *self.promising(trial, usual, others, isa)]
@@ -129,18 +145,18 @@ class Search:
         ahead: list[Plan | None] = [*distances(best.plan)] if best.plan else [None]
         best, usual_us, best_us = self.fastest(trial, [usual, *(Option(best.tile_m, plan) for plan in ahead)])
         scale = kind.n / trial.n
-        predicted_us = self.predict(trial, best).time_us
-        return Finding(order, kind, use, usual, best, scale * usual_us, scale * best_us, scale * predicted_us)
+        usual_us, best_us = scale * usual_us, scale * best_us
+        predicted_us = scale * self.predict(trial, best).time_us
+        return Finding(order, kind, use, usual, best, usual_us, best_us, predicted_us, best_us / trial.rows)
 
     def fastest(self, trial: Trial, options: Sequence[Option]) -> tuple[Option, float, float]:
         """The option that clearly beats the first, or the first; microseconds of one weight, of the first and of it."""
         options = list(dict.fromkeys(options))
-        seconds = self.clock([trial.program(option) for option in options], trial.rows)
-        times = dict(zip(options, (1e6 * s / len(trial.copies) for s in seconds), strict=True))
-        best = min(times, key=lambda option: times[option])
-        if times[best] > WINS * times[options[0]]:
-            best = options[0]
-        return best, times[options[0]], times[best]
+        rounds = self.clock([trial.program(option) for option in options], trial.rows)
+        best = min(range(len(options)), key=lambda i: min(rounds[i]))
+        if not is_faster(rounds[best], rounds[0]):
+            best = 0
+        return options[best], trial.weight_us(rounds[0]), trial.weight_us(rounds[best])
 
     def promising(self, trial: Trial, usual: Option, others: Sequence[Option], isa: str) -> list[Option]:
         """Options whose sums fit into registers and whose predicted time is not far from the best."""
@@ -164,6 +180,11 @@ class Search:
         r = self.roof
         rates = (r.gb_per_s, r.int8_gops) if self.on_all_cores else (r.gb_per_s_one, r.int8_gops_one)
         return Predicted(cost.predict_us(work, tasks, sizes, *rates), work.live_bytes)
+
+
+def is_faster(seconds: Sequence[float], usual: Sequence[float]) -> bool:
+    """Tell a gain from noise: clear in the best round and, both of a round compared, in the middle of all."""
+    return min(seconds) < WINS * min(usual) and median(map(truediv, seconds, usual)) < WINS
 
 
 @dataclass(frozen=True)
