@@ -35,6 +35,8 @@ ROWS = {DECODE: 1, PREFILL: CHUNK}
 SLOWER = 1.5  # predicted slower than the best by this factor: not tried
 WINS = 0.97  # of the table's time: what is less different may be noise
 
+BUSY = 2.5  # times what was predicted: other programs took the computer away, and nothing can be concluded
+
 # Bytes of vector registers: sums that find no room are spilled, which costs more than any plan gains.
 REGISTER_BYTES = {
     "avx512": 32 * 64, "avxvnni": 16 * 32, "avx2": 16 * 32, "i8mm": 32 * 16, "dotprod": 32 * 16, "neon": 32 * 16,
@@ -65,20 +67,27 @@ class Finding:
     row_us: float
 
     @property
+    def is_disturbed(self) -> bool:
+        """Whether the computer was too busy, by the cost model, for the times to mean anything."""
+        return max(self.usual_us, self.best_us, self.row_us * ROWS[self.use]) > BUSY * self.predicted_us
+
+    @property
     def choice(self) -> Choice:
         sizes = (self.order, self.kind.name, self.kind.n, self.kind.k)
         return Choice(*sizes, self.use, self.best.tile_m, self.best.plan, self.row_us)
 
     def cells(self) -> dict[str, str]:
         """Heading → text of the table."""
+        after = "the same" if self.best == self.usual else str(self.best)
+        after = "unknown: the computer is busy" if self.is_disturbed else after
         return {
             "kernel": f"{self.order} {self.kind.name} {self.kind.n}x{self.kind.k}",
             "use": self.use,
             "before": str(self.usual),
-            "after": "the same" if self.best == self.usual else str(self.best),
+            "after": after,
             "µs before": f"{self.usual_us:.1f}",
             "µs after": f"{self.best_us:.1f}",
-            "gain": f"{100 * (self.usual_us / self.best_us - 1):.0f} %",
+            "gain": "-" if self.is_disturbed else f"{100 * (self.usual_us / self.best_us - 1):.0f} %",
             "µs predicted": f"{self.predicted_us:.1f}",
         }
 
@@ -90,7 +99,7 @@ def tune(
     clock: Clock | None = None,
     roof: machine.Roof | None = None,
 ) -> list[Finding]:
-    """Search for every kind of weight, and store what was found for the models loaded from now on.
+    """Search for every kind of weight, and store what was found, undisturbed, for the models loaded from now on.
 
     clock   times programs; default: in alternation on `threads` threads
     roof    limits of the machine; default: those measured last
@@ -102,7 +111,7 @@ def tune(
     for done, (kind, use) in enumerate(cases):
         progress(f"{kind.name} {kind.n}x{kind.k} {use}", done, len(cases))
         findings += search.families(kind, use, -(-model_size // (kind.n * kind.k)))
-    tuned.write(targets.choose().isa, [finding.choice for finding in findings])
+    tuned.write(targets.choose().isa, [finding.choice for finding in findings if not finding.is_disturbed])
     progress("done", len(cases), len(cases))
     return findings
 
