@@ -144,7 +144,11 @@ def allocate_queries(kind: str, rows: int, heads: int, head_dim: int) -> Queries
 
 def position_bytes(kind: str, kv_heads: int, head_dim: int) -> int:
     """Bytes one position takes in one layer."""
-    return allocate(kind, kv_heads, STRIDE, head_dim).num_bytes // STRIDE
+    check_kind(kind)
+    if kind in rope.FLOATS:
+        return kv_heads * (head_dim + rope.padded(head_dim)) * rope.FLOATS[kind][0].size_bytes
+    codes, scale_bytes = CODES[kind], 2 * 2 * np.dtype(np.float16).itemsize
+    return kv_heads * ((codes.key_columns(head_dim) + codes.value_columns(head_dim)) // codes.per_byte + scale_bytes)
 
 
 def check_kind(kind: str) -> None:

@@ -144,6 +144,8 @@ def test_extreme_and_equal_numbers_stay_finite(kind):
 @pytest.mark.parametrize("kind, num_bytes", [("f32", 1024), ("f16", 512), ("bf16", 512), ("int8", 264), ("int4", 136)])
 def test_bytes_of_a_position(kind, num_bytes):
     assert position_bytes(kind, 1, 128) == num_bytes
+    for head_dim in (8, 20, 128):
+        assert allocate(kind, 3, 128, head_dim).num_bytes == 128 * position_bytes(kind, 3, head_dim)
 
 
 def test_bad_requests_say_what_was_expected():
