@@ -205,7 +205,6 @@ def doctor(context: click.Context) -> None:
 @click.option("--head", default="", help="Format of the head and embedding.  Default: that of the other weights.")
 @click.option("--order", default="auto", show_default=True, help="Kernel family: auto, mad, lut, trit5.")
 @kv_option
-@kv_option
 @click.option("-p", "--prompt", "prompts", type=Counts(), default="128", show_default=True, help="Tokens to prefill.")
 @click.option("-n", "--gen", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens to decode.")
 @click.option("--threads", type=Counts(), help="Default: the cores this process may use.")
@@ -261,7 +260,7 @@ def pack(model: str, out: str, order: str, head: str | None) -> None:
 
     The same file runs on every CPU.  See docs/packed.md.
     """
-    path = resolve(model)
+    path = resolve(model) or model
     from lutra.model.pack import pack as write
 
     with LoadProgress() as progress:
