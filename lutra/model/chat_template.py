@@ -49,8 +49,8 @@ def _decoded(model_file: ModelFile, text: bytes) -> str:
 def _stated_template(fields: Fields) -> str | None:
     stated = fields.get("chat_template")
     if isinstance(stated, list):
-        named = {row.get("name"): row.get("template") for row in stated if isinstance(row, dict)}
-        stated = named.get("default")
+        named = [row for row in stated if isinstance(row, dict) and row.get("name") == "default"]
+        stated = named[-1].get("template") if named else None
     if stated is not None and not isinstance(stated, str):
         raise _not_text(fields, stated)
     return stated

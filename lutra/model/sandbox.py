@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
 from datetime import datetime
 from functools import wraps
 from typing import Any, NoReturn
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from jinja2 import TemplateError, nodes, pass_context
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
@@ -206,7 +206,9 @@ def _size(value: Any) -> int:
 
 
 def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, Generator) else value
+    """Turn what has no length to measure, or none that `_size` knows, into a list."""
+    is_lazy = isinstance(value, (Iterator, range, KeysView, ValuesView, ItemsView))
+    return list(value) if is_lazy and not isinstance(value, LoopContext) else value
 
 
 def _weight(value: Any) -> int:
@@ -269,17 +271,22 @@ def _check_format(left: Any, right: Any) -> None:
         _check_chars(sum(widths) + len(left) + _weight(values))
 
 
-def _replace_growth(text: str, old: str = "", new: str = "", *_: Any) -> int:
-    return len(text) + text.count(old) * len(new)
+# Arguments given by name come in any order: each bound below takes the worst of them.
 
 
-def _join_growth(first: Any, second: Any = "", *_: Any) -> int:
+def _replace_growth(text: Any, *rest: Any) -> int:
+    text, parts = str(text), list(map(str, rest))
+    return len(text) + max(map(text.count, parts), default=0) * max(map(len, parts), default=0)
+
+
+def _join_growth(first: Any, *rest: Any) -> int:
     """Bound separator.join(items) and items | join(separator)."""
-    return _weight(first) + _weight(second) + _size(first) * _size(second)
+    return _weight([first, *rest]) + _size(first) * max(map(_size, rest), default=0)
 
 
-def _indent_growth(text: str, width: Any = 4, *_: Any) -> int:
-    return len(text) + (text.count("\n") + 1) * (_size(width) if isinstance(width, str) else int(width))
+def _indent_growth(text: Any, *rest: Any) -> int:
+    widths = [_size(width) if isinstance(width, str) else int(width) for width in rest]
+    return len(text) + (text.count("\n") + 1) * max(widths, default=4)
 
 
 BINOP_CHECKS: dict[str, Callable[[Any, Any], None]] = {

@@ -97,6 +97,9 @@ BOMBS = [
     "{{ ('a' * 999999).replace('a', 'b' * 999999) }}", "{{ ('a' * 999999) | replace('a', 'b' * 999999) }}",
     "{{ ('a' * 999999).join('b' * 999999) }}", "{{ range(99999) | join('b' * 999999) }}",
     "{{ range(99999) | map('string') | join('b' * 999999) }}", "{{ ('\n' * 999999) | indent(999999) }}",
+    "{{ range(9999) | list | reverse | join('b' * 9999) }}", "{{ range(9999) | join(attribute='x', d='b' * 9999) }}",
+    "{{ 'b'.join(dict(a='b' * 9999).keys()) * 9999999 }}", "{{ ('\n' * 9999) | indent(first=true, width=9999) }}",
+    "{{ ('a' * 9999) | replace(new='b' * 9999, old='a') }}", "{{ range(9999) | join('b' * 9999) }}",
     "{{ range(999) | list | tojson(indent=999999) }}",
     "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
     "{% set x %}{% for i in range(99999) %}" + "x" * 1000 + "{% endfor %}{% endset %}",
@@ -109,14 +112,26 @@ BOMBS = [
 
 @pytest.mark.parametrize("template", ESCAPES + BOMBS, ids=lambda text: text[:50].replace("\n", " "))
 def test_hostile_templates_end_in_one_error(template):
-    begin = time.monotonic()
+    begin = time.thread_time()  # a busy machine is no fault of the template
     try:
         text = render_chat(template, USER)
     except RequestError as error:
         assert str(error).startswith("chat template:") and len(str(error)) < 500
     else:
         assert text == "", "the sandbox hides what it forbids as undefined, which prints as nothing"
-    assert time.monotonic() - begin < 5
+    assert time.thread_time() - begin < 5
+
+
+@pytest.mark.parametrize("template", ["{{ range(99999) | join('b' * 9999) }}", "{{ (99999 * '\n') | indent(99999) }}"])
+def test_growth_is_refused_before_memory_is_taken(template):
+    with pytest.raises(RequestError, match="characters, got more"):
+        render_chat(template, USER)
+
+
+def test_loops_and_reversed_lists_still_work():
+    template = "{% for i in range(3) | reverse %}{{ loop.index }}{{ i }}{{ ' ' if not loop.last }}{% endfor %}"
+    assert render_chat(template, USER) == "12 21 30"
+    assert render_chat("{{ {'a': 1}.items() | list }}{{ range(3) | join('-') }}", USER) == "[('a', 1)]0-1-2"
 
 
 def test_long_conversations_fit():
@@ -201,6 +216,8 @@ def test_places(tmp_path):
 
 
 def test_broken_places(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": [{"name": [], "template": "one"}]}')
+    assert find_template(folder(tmp_path)) is None
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 3}')
     with pytest.raises(FileError, match="chat_template"):
         find_template(folder(tmp_path))
