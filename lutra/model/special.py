@@ -29,7 +29,8 @@ class SpecialTokens:
     """The special tokens of a vocabulary, and how to find them."""
 
     def __init__(self, tokens: list[SpecialToken]) -> None:
-        self._tokens = {token.text: token for token in tokens if token.text}
+        # A name with the mark in it could be made by shielding another one, and never be broken up.
+        self._tokens = {token.text: token for token in tokens if token.text and MARK not in token.text}
         names = sorted(self._tokens, key=len, reverse=True)  # the longest name wins
         self._names = _any_of(names)
         self._shielded = _any_of([name for name in names if len(name) > 1])  # a single character cannot be broken up

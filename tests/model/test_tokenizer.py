@@ -207,6 +207,11 @@ def test_shield_breaks_overlapping_names():
     assert list(tokens.split(tokens.shield("<a>b"))) == ["<a>b"]
 
 
+def test_a_name_that_holds_the_mark_is_no_name():
+    tokens = SpecialTokens([SpecialToken("ab", 1), SpecialToken("a" + MARK, 2)])
+    assert list(tokens.split(tokens.shield("ab") + "ab")) == ["ab", 1]
+
+
 # --- folders: tokenizer.json -----------------------------------------------------------------------------------------
 
 def byte_level(corpus: list[str], special: list[str]) -> tokenizers.Tokenizer:
