@@ -278,7 +278,9 @@ def perplexity(
     """Measure how well MODEL expects the text in FILE (UTF-8; - is stdin): lower is better."""
     text = read_text(file, file.name)
     llm = load(model, threads, context, kv=kv, head=head)
-    click.echo(f"perplexity {llm.perplexity(text, context):.4f}")
+    with LoadProgress() as progress:
+        value = llm.perplexity(text, context, progress)
+    click.echo(f"perplexity {value:.4f}")
 
 
 @cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
@@ -337,11 +339,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(exit_code(arguments))
 
 
+def settle_streams() -> None:
+    """Make stdin, stdout and stderr fit for any text, and those that the caller has closed fit for none."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a model may write, and a user type, what the encoding lacks
+
+
 def exit_code(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; what a user can cause becomes one line on stderr, never a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a model may write what the terminal's encoding lacks
+    settle_streams()
     try:
         code = cli.main(arguments, prog_name="lutra", standalone_mode=False)
         sys.stdout.flush()

@@ -10,6 +10,7 @@ import click
 from lutra.cli_model import is_model
 from lutra.errors import FileError, RequestError
 
+MAX_BYTES = 1 << 27  # four for each of the characters that the tokenizer takes at most
 
 def split_words(words: Sequence[str], model: str | None) -> tuple[str | None, str | None]:
     """Tell which of the words after `lutra run` is the model and which the prompt; None where there is none."""
@@ -36,9 +37,12 @@ def read_prompt(prompt: str | None) -> str:
 
 
 def read_text(file: BinaryIO, name: str) -> str:
-    """Read all of a file as UTF-8, whatever the terminal speaks; raises FileError that names the file and the byte."""
+    """Read all of a file as UTF-8, whatever the terminal speaks; raises FileError that names the file and the fault."""
+    data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise FileError(f"{name}: expected at most {MAX_BYTES} bytes of text, got more; give a part of it")
     try:
-        return file.read().decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         problem = f"{error.reason} at byte {error.start}"
         raise FileError(f"{name}: expected UTF-8 text, got {problem}; convert it to UTF-8") from error

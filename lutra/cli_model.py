@@ -7,7 +7,7 @@ from pathlib import Path
 from lutra.errors import FileError
 
 SHIPPED = Path(__file__).parent / "models"  # folders of the models that come with lutra
-HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(:(?P<file>[\w.-]+))?", re.ASCII)
+HUB_NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[\w.-]+))?", re.ASCII)  # ./x and ../x are paths
 FILE_SUFFIXES = (".gguf", ".safetensors", ".lutra")
 
 

@@ -39,7 +39,8 @@ class Parrot:
     def describe(self) -> str:
         return "a parrot"
 
-    def perplexity(self, text: str, context: int | None) -> float:
+    def perplexity(self, text: str, context: int | None, progress: Any) -> float:
+        progress("measuring", len(text), len(text))
         return float(len(text))
 
 
@@ -111,7 +112,9 @@ def test_a_shipped_model_has_a_short_name(tmp_path: Path, monkeypatch: pytest.Mo
     assert cli_model.resolve("tales") == str(tmp_path / "tales")
 
 
-@pytest.mark.parametrize("name", ["nothere", "no/such.gguf", "/no/such/folder", "../..x/y", "Once upon", "a/b:c/d"])
+@pytest.mark.parametrize(
+    "name", ["nothere", "no/such.gguf", "/no/such/folder", "../..x/y", "../x", "./x", "Once upon", "a/b:c/d"]
+)
 def test_a_name_of_nothing_is_an_error(name: str) -> None:
     with pytest.raises(FileError, match="expected a model, got .* give a .gguf file"):
         cli_model.resolve(name)
@@ -233,6 +236,21 @@ def test_bad_stdin(
     assert cli.exit_code(["run", "-"]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1) and err.startswith("error: ") and message in err
+
+
+def test_text_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_input, "MAX_BYTES", 4)
+    assert cli_input.read_text(io.BytesIO(b"1234"), "it") == "1234"
+    with pytest.raises(FileError, match="it: expected at most 4 bytes of text, got more"):
+        cli_input.read_text(io.BytesIO(b"12345"), "it")
+
+
+def test_a_chat_takes_any_bytes(
+    asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdin_is(monkeypatch, b"a\xff\n")
+    assert cli.exit_code(["chat"]) == 0
+    assert capsys.readouterr().out == "1 messages, the last 'a\ufffd'\n"
 
 
 def test_chat_remembers_and_forgets(
@@ -388,6 +406,15 @@ def test_a_closed_pipe_is_quiet(repository: Path) -> None:
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize(("words", "code"), [(["run"], 2), (["chat"], 0), (["run", "hi"], 0)])
+def test_closed_streams_are_empty_ones(
+    asked: list[Any], monkeypatch: pytest.MonkeyPatch, words: list[str], code: int
+) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert cli.exit_code(words) == code
 
 
 # ---- progress -------------------------------------------------------------------------------------------------------

@@ -149,15 +149,16 @@ class LLM:
                 "shorten it or make more room with --ctx"
             )
 
-    def perplexity(self, text: str, context: int | None = None) -> float:
+    def perplexity(self, text: str, context: int | None = None, progress: Progress | None = None) -> float:
         """Perplexity of a text in windows of `context` tokens (default: all that was made room for).
 
+        progress  called as progress(label, done, total), in tokens
         Raises RequestError for a text too short to score.
         """
         window = context or self.transformer.context
         tokens = self.tokenizer.encode(text, add_bos=False)
         bos_id = self.tokenizer.bos_id if self.tokenizer.add_bos else None
-        return perplexity.perplexity(self.transformer.scorer(window), tokens, bos_id, window)
+        return perplexity.perplexity(self.transformer.scorer(window), tokens, bos_id, window, progress)
 
     def describe(self) -> str:
         """The model in words: sizes, and how each tensor is stored and computed."""

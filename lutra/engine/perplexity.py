@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lutra.errors import RequestError
+from lutra.model.load import Progress
 from lutra.model.transformer import Transformer
 
 
@@ -28,7 +29,9 @@ def negative_log_likelihoods(transformer: Transformer, window: Sequence[int]) ->
     return scores
 
 
-def perplexity(transformer: Transformer, tokens: Sequence[int], bos_id: int | None, context: int) -> float:
+def perplexity(
+    transformer: Transformer, tokens: Sequence[int], bos_id: int | None, context: int, progress: Progress | None = None
+) -> float:
     """Perplexity of `tokens` (without BOS); bos_id None where windows begin without.
 
     Raises RequestError when there is nothing to score: a window or a text of fewer than two tokens.
@@ -40,6 +43,8 @@ def perplexity(transformer: Transformer, tokens: Sequence[int], bos_id: int | No
     scores: list[float] = []
     for start in range(0, len(tokens), room):
         scores += negative_log_likelihoods(transformer, [*begin, *tokens[start : start + room]])
+        if progress is not None:
+            progress("measuring", min(start + room, len(tokens)), len(tokens))
     if not scores:
         raise RequestError("expected a text of at least two tokens to measure perplexity on; give a longer one")
     return math.exp(math.fsum(scores) / len(scores))

@@ -32,7 +32,11 @@ class Uniform:
 
 def test_equal_chances_by_hand() -> None:
     uniform = Uniform()
-    assert perplexity.perplexity(uniform, [1, 2, 3, 4, 5, 6, 7], 0, 5) == pytest.approx(8.0)  # type: ignore[arg-type]
+    told: list[tuple[str, int, int]] = []
+    tell = lambda *what: told.append(what)  # noqa: E731
+    value = perplexity.perplexity(uniform, [1, 2, 3, 4, 5, 6, 7], 0, 5, tell)  # type: ignore[arg-type]
+    assert value == pytest.approx(8.0)
+    assert told == [("measuring", 4, 7), ("measuring", 7, 7)]
     # windows of BOS and 4 tokens; the last token of a window is only scored, never shown
     assert uniform.seen == [([0, 1, 2, 3], 0), ([0, 5, 6], 0)]
 
