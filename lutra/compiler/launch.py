@@ -201,6 +201,14 @@ work:
   ret void
 }
 
+define void @lutra_stop(ptr %control) #0 {
+  %stop.at = getelementptr i64, ptr %control, i64 8
+  store atomic i64 1, ptr %stop.at release, align 8
+  %old = atomicrmw add ptr %control, i32 1 seq_cst, align 64
+  call void @lutra_wake(ptr %control)
+  ret void
+}
+
 define void @lutra_wake(ptr %control) #0 {
   %syscall.at = getelementptr i64, ptr %control, i64 56
   %syscall = load ptr, ptr %syscall.at, align 8
@@ -292,7 +300,7 @@ def runtime_text(machine: str) -> str:
 @cache
 def _runtime() -> dict[str, int]:
     """Addresses of the functions above, compiled once a process."""
-    return jit.link_text(runtime_text(architecture()), ("lutra_run", "lutra_worker", "lutra_wake"))
+    return jit.link_text(runtime_text(architecture()), ("lutra_run", "lutra_worker", "lutra_stop"))
 
 
 def _yield_address() -> int:
@@ -325,6 +333,7 @@ class Workers:
             fields[_FUTEX], fields[_SYSCALL] = number, _address(ctypes.CDLL(None).syscall)
         self._address = int(self._control.ctypes.data)
         self._programs: set[Program] = set()  # a thread that wakes late may still look at any of them
+        self._turn = threading.Lock()  # two runs at once would share an epoch
         self._helpers = [
             threading.Thread(target=_work, args=(self._control,), daemon=True, name=f"lutra-{i}")
             for i in range(1, threads)
@@ -342,9 +351,10 @@ class Workers:
             ) from None
 
     def run(self, program: Program, num_rows: int) -> None:
-        """Run every launch of `program`, in order, for `num_rows` rows."""
-        self._programs.add(program)
-        self._run(self._address, program.address, num_rows)
+        """Run every launch of `program`, in order, for `num_rows` rows; Python threads take turns."""
+        with self._turn:
+            self._programs.add(program)
+            self._run(self._address, program.address, num_rows)
 
 
 def _work(control: np.ndarray) -> None:
@@ -352,13 +362,13 @@ def _work(control: np.ndarray) -> None:
 
 
 def _stop(control: np.ndarray, helpers: list[threading.Thread], owner: int) -> None:
-    """Let the helpers leave: raise the stop flag, start a new epoch, wake whoever sleeps."""
+    """Let the helpers leave: raise the stop flag, start a new epoch, wake whoever sleeps.
+
+    In native code, because a helper that saw the new epoch before the flag would run a program that may not be there.
+    """
     if os.getpid() != owner:  # a forked child has the memory but not the threads
         return
-    fields = control.reshape(-1, _LINE)[:, 0]
-    fields[_STOP] = 1
-    fields[_EPOCH] += 1
-    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_runtime()["lutra_wake"])(int(control.ctypes.data))
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_runtime()["lutra_stop"])(int(control.ctypes.data))
     for helper in helpers:
         helper.join(timeout=1.0)
 

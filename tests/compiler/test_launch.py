@@ -55,6 +55,24 @@ def test_programs_alternate_while_helpers_lag():
     assert (one[0][:60] == 400 * 4).all() and (two[0][:7] == 400 * 6).all()
 
 
+def test_python_threads_take_turns():
+    """One epoch for two runs at once would lose or double tasks."""
+    workers, chains = Workers(3), [_chain(4, 60, 0) for _ in range(3)]
+
+    def run(steps: list[Step]) -> None:
+        program = Program(steps)
+        for _ in range(200):
+            program.run(workers, 1)
+
+    callers = [threading.Thread(target=run, args=(steps,)) for steps, _ in chains]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    workers.close()
+    assert all((buffers[0][:60] == 200 * 4).all() for _, buffers in chains)
+
+
 def test_helpers_leave_when_the_workers_are_dropped():
     before = threading.active_count()
     workers = Workers(3)
