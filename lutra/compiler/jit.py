@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 import time
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ _OBJECT = "kernel.o"
 def cache_folder() -> Path:
     """The kernel cache: $LUTRA_CACHE, or `lutra/kernels` in the user's cache folder; made private to the user.
 
-    Raises LutraError when it belongs to somebody else: its objects are executed.
+    Raises LutraError when it belongs to somebody else or anybody may write to it: its objects are executed.
     """
     user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(os.environ.get("LUTRA_CACHE") or Path(user_cache, "lutra", "kernels"))
@@ -60,8 +61,12 @@ def cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise _unwritable(folder, error) from None
-    if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-        raise LutraError(f"the kernel cache {folder} belongs to another user; set LUTRA_CACHE to a folder you own")
+    if hasattr(os, "getuid"):
+        status = folder.stat()
+        if status.st_uid != os.getuid():
+            raise LutraError(f"the kernel cache {folder} belongs to another user; set LUTRA_CACHE to a folder you own")
+        if status.st_mode & stat.S_IWOTH:
+            raise LutraError(f"expected a kernel cache that only you can write, got {folder}; run chmod o-w on it")
     return folder
 
 
@@ -74,9 +79,14 @@ def _unwritable(folder: Path, error: OSError) -> LutraError:
 
 @cache
 def sources_digest(folder: str) -> str:
-    """Digest of the compiler's sources and of the kernel package in `folder`: a change to either recompiles."""
+    """Digest of the sources of the compiler, the kernel package in `folder`, and formats, whose tables kernels unroll.
+
+    A change to any of them recompiles.
+    """
+    compiler = Path(__file__).parent
+    folders = compiler, compiler.parent / "formats", Path(folder)
     digest = hashlib.sha256()
-    for path in sorted([*Path(__file__).parent.glob("*.py"), *Path(folder).glob("*.py")]):
+    for path in sorted(path for folder in folders for path in folder.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -168,9 +178,12 @@ def _store(folder: Path, files: dict[str, bytes]) -> None:
     try:
         staging.rename(folder)
     except OSError:  # the folder is there: damaged, or just made by another process
-        for name in files:
-            os.replace(staging / name, folder / name)
-        staging.rmdir()
+        try:
+            for name in files:
+                os.replace(staging / name, folder / name)
+            staging.rmdir()
+        except OSError as error:
+            raise _unwritable(folder.parent, error) from None
 
 
 class Linker:

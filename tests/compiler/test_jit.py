@@ -75,6 +75,30 @@ def test_a_cache_of_somebody_else_is_refused(tmp_path, monkeypatch):
         jit.cache_folder.__wrapped__()
 
 
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="the system has no owners and modes")
+def test_a_cache_that_anybody_may_write_to_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("LUTRA_CACHE", str(tmp_path))
+    tmp_path.chmod(0o777)
+    with pytest.raises(LutraError, match="only you can write, got .*; run chmod o-w on it"):
+        jit.cache_folder.__wrapped__()
+
+
+def test_the_key_covers_the_tables_of_formats_that_kernels_unroll(tmp_path, monkeypatch):
+    for name in ("compiler", "formats", "kernels"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.py").write_text("FIELDS = 1")
+    monkeypatch.setattr(jit, "__file__", str(tmp_path / "compiler" / "jit.py"))
+
+    def digest() -> str:
+        return jit.sources_digest.__wrapped__(str(tmp_path / "kernels"))
+
+    found = [digest()]
+    for name in ("compiler", "formats", "kernels"):
+        (tmp_path / name / "a.py").write_text("FIELDS = 2")
+        found.append(digest())
+    assert len(set(found)) == 4
+
+
 def test_results():
     x = np.arange(8, dtype=np.float32)
     triple.run({"x": x}, 2, lanes=4)
