@@ -76,13 +76,18 @@ def _shift(a: Array, b: Array, direction: str) -> Array:
     return np.left_shift(a, b) if direction == "left" else np.right_shift(a, b)
 
 
+def _divided(a: Array, b: Array, operation: np.ufunc) -> Array:
+    assert np.all(a >= 0) and np.all(b > 0), "// and % are defined for a >= 0 and b > 0: CPUs cut where Python floors"
+    return operation(a, b)
+
+
 MEANING: dict[str, Callable[..., Array]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
     "div": lambda a, b: a / b,
-    "quotient": lambda a, b: a // b,
-    "remainder": lambda a, b: a % b,
+    "quotient": lambda a, b: _divided(a, b, np.floor_divide),
+    "remainder": lambda a, b: _divided(a, b, np.remainder),
     "and": lambda a, b: a & b,
     "or": lambda a, b: a | b,
     "xor": lambda a, b: a ^ b,
