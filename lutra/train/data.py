@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from lutra.errors import FileError
+from lutra.errors import FileError, FormatError
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 HELD_OUT_EVERY = 15  # one title in fifteen is held out
@@ -123,6 +123,14 @@ def train_tokenizer(corpus: Corpus, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def bos_and_eos(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Return the ids of BOS and EOS.  Raises FormatError for a tokenizer that was not trained here."""
+    bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+    if bos is None or eos is None:
+        raise FormatError(f"expected a tokenizer with {BOS} and {EOS}, got one without; use the run's own tokenizer.json")
+    return bos, eos
+
+
 def encode_novels(tokenizer: Tokenizer, novels: dict[str, list[str]]) -> list[list[np.ndarray]]:
     """Tokenize novels: per title a list of paragraphs, uint16 [tokens], each ending with a line break."""
     return [[np.array(e.ids, np.uint16) for e in tokenizer.encode_batch([p + "\n" for p in title],
@@ -132,7 +140,7 @@ def encode_novels(tokenizer: Tokenizer, novels: dict[str, list[str]]) -> list[li
 
 def encode_tales(tokenizer: Tokenizer, tales: list[str]) -> list[np.ndarray]:
     """Tokenize stories: uint16 [tokens] each, BOS first and EOS last."""
-    eos = tokenizer.token_to_id(EOS)
+    _, eos = bos_and_eos(tokenizer)
     return [np.array([*e.ids, eos], np.uint16) for e in tokenizer.encode_batch(tales)]
 
 

@@ -33,7 +33,8 @@ def perplexity(model: Reference, windows: np.ndarray) -> float:
 def report(folder: Path, corpus: data.Corpus, length: int, count: int) -> list[str]:
     """Measure three kinds of text; one line each.  Training stories beside held-out ones show learning by heart."""
     tokenizer, model = Tokenizer.from_file(str(folder / "tokenizer.json")), Reference(folder)
-    bos, rng = tokenizer.token_to_id(data.BOS), np.random.default_rng(0)
+    bos, _ = data.bos_and_eos(tokenizer)
+    rng = np.random.default_rng(0)
     texts = {
         "held-out novels": data.novel_windows(data.encode_novels(tokenizer, corpus.held_out_novels), length + 1, bos),
         "held-out stories": data.story_windows(data.encode_tales(tokenizer, corpus.held_out_stories), length + 1, rng),

@@ -110,8 +110,7 @@ def export(run_folder: Path, folder: Path) -> None:
         raise FileError(f"expected a training run with checkpoint.pt, got {run_folder}; train first, or name its --out")
     state = torch.load(checkpoint, weights_only=True)
     tokenizer = Tokenizer.from_file(str(run_folder / "tokenizer.json"))
-    config = hugging_face_config(DecoderConfig(**state["config"]["model"]), tokenizer.token_to_id(data.BOS),
-                                 tokenizer.token_to_id(data.EOS))
+    config = hugging_face_config(DecoderConfig(**state["config"]["model"]), *data.bos_and_eos(tokenizer))
     tensors = packed_tensors(state["model"])
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "model.safetensors", lambda p: save_file(tensors, p, metadata={"format": "pt"}))

@@ -47,7 +47,7 @@ def make_tokenizer(corpus: data.Corpus, vocab_size: int, path: Path) -> Tokenize
 
 def tokenize(corpus: data.Corpus, tokenizer: Tokenizer, length: int) -> Text:
     """Turn both kinds of text, both parts, into windows of length + 1 tokens."""
-    bos = tokenizer.token_to_id(data.BOS)
+    bos, _ = data.bos_and_eos(tokenizer)
     held_out = data.novel_windows(data.encode_novels(tokenizer, corpus.held_out_novels), length + 1, bos)
     return Text(
         tokenizer,

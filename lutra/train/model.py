@@ -130,6 +130,9 @@ class Stack(nn.Module):
 class Decoder(nn.Module):
     """The language model.  `forward(ids int [B, T])` returns logits float [B, T, vocab_size]."""
 
+    cos: torch.Tensor  # f32 [max_context, head_dim / 2]
+    sin: torch.Tensor
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
