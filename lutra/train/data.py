@@ -127,7 +127,7 @@ def bos_and_eos(tokenizer: Tokenizer) -> tuple[int, int]:
     """Return the ids of BOS and EOS.  Raises FormatError for a tokenizer that was not trained here."""
     bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
     if bos is None or eos is None:
-        raise FormatError(f"expected a tokenizer with {BOS} and {EOS}, got one without; use the run's own tokenizer.json")
+        raise FormatError(f"expected a tokenizer with {BOS} and {EOS}, got one without; use the run's own")
     return bos, eos
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lutra.errors import FileError
+from lutra.errors import FileError, FormatError
 from lutra.train import data
 
 TALES = [f"Once upon a time there was a small cat named Tom number {i}. The cat liked to play with a red ball all day. "
@@ -74,6 +74,13 @@ def test_tokenizer_round_trips_and_prepends_bos() -> None:
     assert encoded.ids[0] == tokenizer.token_to_id(data.BOS) == 0
     assert tokenizer.decode(encoded.ids) == TALES[0]
     assert tokenizer.decode(tokenizer.encode("naïve 東").ids) == "naïve 東"  # bytes never seen in training
+
+
+def test_a_tokenizer_without_bos_is_an_error() -> None:
+    from tokenizers import Tokenizer, models
+
+    with pytest.raises(FormatError, match="end_of_text"):
+        data.bos_and_eos(Tokenizer(models.BPE()))
 
 
 def test_novel_windows_start_at_paragraphs_and_cover_the_text() -> None:
