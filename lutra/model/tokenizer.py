@@ -22,8 +22,9 @@ from lutra.model.spm import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, SentencePiec
 if TYPE_CHECKING:
     from lutra.model.library_tokenizer import LibraryTokenizer
 
-# Tokens that end a turn of a chat; whichever the vocabulary has ends a generation, declared as end token or not.
-END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>")
+# Tokens that end a turn or a text; whichever the vocabulary has ends a generation, declared as end token or not: GGUF
+# files of chat models declare one, and the model writes another.  The names: llama.cpp, src/llama-vocab.cpp
+END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>")
 TOKENIZER_JSON, VOCABULARY_JSON = "tokenizer.json", "vocabulary.json"  # Hugging Face's file; GGUF's key-values as JSON
 VOCABULARY_KEYS = (  # of a GGUF file, all that a tokenizer is made of
     "general.architecture",

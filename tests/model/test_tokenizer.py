@@ -285,6 +285,11 @@ def test_folder_with_sentencepiece_spelling(tmp_path):
         assert tokenizer.encode(text, parse_special=True) == library.encode(text).ids, scheme
 
 
+def test_the_end_of_a_text_ends_a_generation_though_a_turn_is_declared(tmp_path):
+    library = byte_level(["the cat"], ["<|im_start|>", "<|im_end|>", "<|endoftext|>"])
+    assert Tokenizer.from_file(folder_file(tmp_path, library, eos_token_id=1)).eos_ids == (1, 2)
+
+
 def test_gguf_equals_tokenizer_json(tmp_path, library):
     """The same vocabulary, once as GGUF metadata and once as tokenizer.json."""
     data = json.loads(library.to_str())
