@@ -20,7 +20,7 @@ from lutra.cli_input import read_message, read_prompt, read_text, split_words
 from lutra.cli_model import resolve
 from lutra.cli_show import LoadProgress, show_text, stats_line
 from lutra.engine.params import SamplingParams
-from lutra.errors import LutraError, RequestError
+from lutra.errors import CapacityError, LutraError, RequestError
 
 if TYPE_CHECKING:
     from lutra.engine.llm import LLM
@@ -143,8 +143,15 @@ def chat(
             messages = list(opening)
         elif line:
             messages.append({"role": "user", "content": line})
-            messages.append({"role": "assistant", "content": answer(llm, messages, params)})
-            show_stats(llm, stats, verbose)
+            try:
+                messages.append({"role": "assistant", "content": answer(llm, messages, params)})
+            except CapacityError as error:  # the conversation has outgrown the context
+                if not sys.stdin.isatty():
+                    raise
+                messages.pop()
+                click.echo(f"error: {error}, or forget what was said with /clear", err=True)
+            else:
+                show_stats(llm, stats, verbose)
 
 
 @cli.group()

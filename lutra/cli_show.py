@@ -46,7 +46,7 @@ def rate(count: int, seconds: float) -> str:
 
 
 class LoadProgress:
-    """A progress bar on stderr for loading, or other work that takes long enough to need one; rich is imported only then.
+    """A progress bar on stderr for work that takes long enough to need one; rich is imported only then.
 
     Called as progress(label, done, total) while the work goes on.  Nothing is shown where stderr is no terminal.
     """

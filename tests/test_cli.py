@@ -263,6 +263,25 @@ def test_chat_remembers_and_forgets(
     ]
 
 
+@pytest.mark.parametrize(("on_terminal", "code"), [(True, 0), (False, 2)])
+def test_a_chat_that_outgrows_its_context_can_go_on_at_a_terminal(
+    asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_terminal: bool, code: int
+) -> None:
+    def chat(self: Parrot, messages: list[dict[str, str]], params: Any) -> Iterator[str]:
+        if len(messages) > 1:
+            raise CapacityError("expected less; shorten it")
+        yield messages[0]["content"]
+
+    lines = iter(["one", "two", "/clear", "three", None])
+    monkeypatch.setattr(Parrot, "chat", chat)
+    monkeypatch.setattr(cli, "read_message", lambda: next(lines))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: on_terminal))
+    assert cli.exit_code(["chat"]) == code
+    out, err = capsys.readouterr()
+    assert out.split() == (["one", "three"] if on_terminal else ["one"])
+    assert "expected less; shorten it" in err and ("/clear" in err) == on_terminal
+
+
 def test_ctrl_c_in_a_chat_keeps_what_was_said(capsys: pytest.CaptureFixture[str]) -> None:
     class Interrupted(Parrot):
         def chat(self, messages: list[dict[str, str]], params: Any) -> Iterator[str]:

@@ -33,7 +33,10 @@ class Uniform:
 def test_equal_chances_by_hand() -> None:
     uniform = Uniform()
     told: list[tuple[str, int, int]] = []
-    tell = lambda *what: told.append(what)  # noqa: E731
+
+    def tell(label: str, done: int, total: int) -> None:
+        told.append((label, done, total))
+
     value = perplexity.perplexity(uniform, [1, 2, 3, 4, 5, 6, 7], 0, 5, tell)  # type: ignore[arg-type]
     assert value == pytest.approx(8.0)
     assert told == [("measuring", 4, 7), ("measuring", 7, 7)]
