@@ -124,5 +124,6 @@ def activations(w, order):
     if filled.tables is not None:
         filled.tables[:] = rng.integers(0, 32, filled.tables.shape)
     if filled.trits is not None:
-        filled.trits[:] = rng.integers(-LARGEST, LARGEST + 1, filled.trits.shape)
+        # small enough for the sums that the kernel expands them to
+        filled.trits[:] = rng.integers(-(LARGEST // 3), LARGEST // 3 + 1, filled.trits.shape)
     return dataclasses.replace(x, tables=filled.tables, trits=filled.trits)
