@@ -36,6 +36,7 @@ from lutra.formats.packing import padded_k
 from lutra.formats.reduce import NUM_LANES
 from lutra.formats.trits import num_steps
 from lutra.kernels.buffers import aligned
+from lutra.kernels.tiles import TiledWeight
 from lutra.kernels.tiles_lut import HALF_BITS, TABLE_BIAS
 from lutra.kernels.tiles_trit import PARTS, table_columns
 
@@ -44,6 +45,8 @@ _SMALLEST = 1e-5  # least largest magnitude of a row or group, as in formats/int
 # Entry p of a table adds x[i] where bit i of p is 1 and subtracts it where it is 0.
 _PLUS = [p >> i & 1 for p in range(16) for i in range(4)]
 _LOW_THEN_HIGH = [4 * entry + byte for byte in (0, 1) for entry in range(16)]
+# order of a weight → the arrays its kernel reads
+READ_BY = {"mad": ("xq", "xs", "sums"), "lut": ("tables", "xs", "sums"), "trit5": ("trits", "xs")}
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,34 @@ def allocate(rows: int, k: int, format: Format, with_tables: bool = False, with_
         tables=aligned((rows, kp // LUT_WIDTH, 2, 16), np.uint8) if with_tables else None,
         trits=aligned((rows, num_steps(k), PARTS), np.int8) if with_trits else None,
     )
+
+
+def check(x: Activations, weight: TiledWeight, tile_m: int, wanted: str) -> None:
+    """Raise KernelError unless a matmul kernel of `weight` may read x, `tile_m` rows at a time.
+
+    wanted   what to allocate x with besides rows, k and format, for the error
+    """
+    format, rows = weight.format, len(x.xq)
+    assert format is not None
+    num_groups = format.num_groups(weight.k)
+    every = {
+        "xq": (rows, weight.padded_k),
+        "tables": (rows, weight.padded_k // LUT_WIDTH, 2, 16),
+        "trits": (rows, num_steps(weight.k), PARTS),
+        "xs": (rows, num_groups if format.activation_group else 1),
+        "sums": (rows, num_groups),
+    }
+    shapes = {name: every[name] for name in READ_BY[weight.order]}
+    got = {name: getattr(x, name).shape for name in shapes if getattr(x, name) is not None}
+    if got != shapes or rows % tile_m:
+        raise KernelError(
+            f"expected activations of a multiple of {tile_m} rows with {_shapes(shapes)}, got {_shapes(got)}; "
+            f"allocate them with activations.allocate(rows, {weight.k}, format{wanted})"
+        )
+
+
+def _shapes(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
 
 
 def largest(parts: list[Value]) -> Value:

@@ -26,6 +26,7 @@ from lutra.compiler.language import (
 from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES
+from lutra.kernels.buffers import check_state
 from lutra.kernels.softmax import iota
 
 UNROLL = 4  # independent running maxima: one comparison a cycle instead of one every four
@@ -78,4 +79,7 @@ def bind(x: np.ndarray, y: np.ndarray, state: np.ndarray, *, width: int, isa: st
     columns = -(-width // STEP) * STEP
     if width < 1 or x.shape[1] < columns:
         raise KernelError(f"expected rows of at least {columns} columns for width {width}, got {x.shape}; pad them")
+    if len(y) < len(x):
+        raise KernelError(f"expected an index for each of {len(x)} rows, got room for {len(y)}; allocate more")
+    check_state(state)
     return Step(argmax.bind({"x": x, "y": y, "state": state, "stride": x.shape[1], "width": width}, isa), 1, 1)

@@ -44,6 +44,7 @@ from lutra.compiler.launch import Step
 from lutra.compiler.types import DType
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES, tree_sum
+from lutra.kernels.buffers import check_state
 from lutra.kernels.elementwise import exp, exp_spec
 from lutra.kernels.rope import BLOCK, FLOATS, chunks, float_name, padded
 from lutra.kernels.softmax import iota
@@ -257,6 +258,7 @@ def bind(
     """
     kv_heads, blocks, head_dim, _ = keys.shape
     _check(q, keys, values, y, heads)
+    check_state(state)
     name = float_name(keys)
     wanted, vectors = TILES.get(targets.choose(isa).isa, TILES["portable"])
     tile = tile or _largest_divisor(heads // kv_heads, wanted)
@@ -276,9 +278,10 @@ def _check(q: np.ndarray, keys: np.ndarray, values: np.ndarray, y: np.ndarray, h
     kv_heads, blocks, head_dim, _ = keys.shape
     if heads % kv_heads:
         raise KernelError(f"expected heads a multiple of kv_heads={kv_heads}, got {heads}; check the model's config")
-    if min(q.shape[1], y.shape[1]) < heads * head_dim:
+    if min(q.shape[1], y.shape[1]) < heads * head_dim or len(y) < len(q):
         raise KernelError(
-            f"expected rows of at least {heads * head_dim} columns, got q {q.shape} and y {y.shape}; widen them"
+            f"expected rows of at least {heads * head_dim} columns, and as many of y as of q, got q {q.shape} and "
+            f"y {y.shape}; widen them"
         )
     if values.shape != (kv_heads, blocks * BLOCK, padded(head_dim)) or values.dtype != keys.dtype:
         raise KernelError(f"keys {keys.shape} and values {values.shape} do not fit; make both with rope.allocate_cache")

@@ -53,6 +53,7 @@ from lutra.compiler.language import (
 from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES, tree_sum
+from lutra.kernels.buffers import check_state
 from lutra.kernels.cache import BLOCK, CODES, STRIDE, Cache, Codes, Queries, integers_spec
 from lutra.kernels.elementwise import exp, exp_spec
 from lutra.kernels.rope import chunks
@@ -412,6 +413,7 @@ def bind(
             f"{heads} heads and y {y.shape}; check the model's config"
         )
     check_queries(queries, cache, len(y), heads)
+    check_state(state)
     wanted, registers = TILES.get(targets.choose(isa).isa, TILES["portable"])
     tile = tile or _largest_divisor(heads // kv_heads, wanted)
     args = dict(query_codes=queries.codes.view(np.int32), query_scales=queries.scales)

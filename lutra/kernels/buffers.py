@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from lutra.errors import KernelError
+
 LINE_BYTES = 64
 PAGE_BYTES = 2 << 20
 SMALLEST_BYTES = 64 << 10  # arrays below come from NumPy: they stay in the caches
 ARENA_BYTES = 64 << 20  # of address space; what no array uses takes no memory
+STATE_NUMBERS = 4
 
 
 def aligned(shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -32,6 +35,15 @@ def _small(num_bytes: int) -> np.ndarray:
     raw = np.zeros(num_bytes + LINE_BYTES, np.uint8)
     start = -raw.ctypes.data % LINE_BYTES
     return raw[start : start + num_bytes]
+
+
+def check_state(state: np.ndarray) -> None:
+    """Raise KernelError unless `state` holds what a step tells its kernels.
+
+    state[0] number of rows · [1] position of row 0 · [2] first row of the head · [3] number of head rows
+    """
+    if state.size < STATE_NUMBERS:
+        raise KernelError(f"expected a state of {STATE_NUMBERS} numbers, got {state.size}; see buffers.check_state")
 
 
 class Arena:

@@ -29,6 +29,7 @@ from lutra.compiler.launch import Step
 from lutra.compiler.types import DTYPES
 from lutra.errors import KernelError
 from lutra.kernels import tuned
+from lutra.kernels.buffers import check_state
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
 from lutra.kernels.plan import Plan
 from lutra.kernels.tiles import ROWS, TiledWeight
@@ -134,6 +135,7 @@ def bind(
             f"expected x of a multiple of {tile_m} rows and at least {weight.padded_k} columns, got {x.shape}; "
             f"round its rows up to 16 and its columns up to 64"
         )
+    check_state(state)
     launch = matmul_dense.bind(
         dict(
             codes=weight.codes, x=x, bias=bias_or_dummy(bias), y=y, state=state, pairs=weight.num_pairs,

@@ -48,7 +48,9 @@ from lutra.compiler.language import (
 from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.format import Format
+from lutra.kernels import activations
 from lutra.kernels.activations import Activations
+from lutra.kernels.buffers import check_state
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
 from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
 from lutra.kernels.tiles_lut import HALF_BITS, TABLE_BIAS, TILE
@@ -245,12 +247,8 @@ def bind(
     if format is None or weight.order != "lut":
         raise KernelError(f"expected a weight in lut order, got {weight.order}; make it with tiles_lut.tile_lut")
     check_output(weight, y, column, epilogue, bias, tile_m)
-    if x.tables is None or x.xq.shape[1] != weight.padded_k or len(x.xq) % tile_m:
-        raise KernelError(
-            f"expected activations with tables, of a multiple of {tile_m} rows and {weight.padded_k} columns, got "
-            f"{x.xq.shape} {'without' if x.tables is None else 'with'} tables; "
-            f"allocate them with activations.allocate(rows, {weight.k}, format, with_tables=True)"
-        )
+    activations.check(x, weight, tile_m, ", with_tables=True")
+    check_state(state)
     launch = matmul_lut.bind(
         dict(
             codes=weight.codes, scales=weight.scales, zeros=weight.zeros, mins=weight.mins,

@@ -39,10 +39,10 @@ from lutra.compiler.language import (
     when,
 )
 from lutra.compiler.launch import Step
-from lutra.errors import KernelError
 from lutra.formats.format import Format
-from lutra.kernels import tuned
+from lutra.kernels import activations, tuned
 from lutra.kernels.activations import Activations
+from lutra.kernels.buffers import check_state
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
 from lutra.kernels.plan import Plan
 from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
@@ -230,9 +230,9 @@ def add_chunk(sums: Sums, x: X, words: list[list[Value]], bits: int, chunk: Valu
     """One dot4 for each quad, row of activations and row tile."""
     operands = [[take_quad(tile_words, quad, bits) for quad in quads] for tile_words in words]
     for m in range(len(x.xq_rows)):
-        activations = [x.quad(m, chunk * CHUNK + 4 * quad) for quad in quads]
+        fours = [x.quad(m, chunk * CHUNK + 4 * quad) for quad in quads]
         for side, codes in enumerate(operands):
-            sums.add(m, side, list(zip(codes, activations, strict=True)), 2**bits - 1)
+            sums.add(m, side, list(zip(codes, fours, strict=True)), 2**bits - 1)
 
 
 def scale_group(outs: list, sums: Sums, w: W, x: X, side: int, tile: int, group: Operand) -> None:
@@ -276,11 +276,8 @@ def bind(
     format = weight.format
     assert format is not None and weight.order == "mad"
     check_output(weight, y, column, epilogue, bias, tile_m)
-    if x.xq.shape[1] != weight.padded_k or len(x.xq) % tile_m:
-        raise KernelError(
-            f"expected activations of a multiple of {tile_m} rows and {weight.padded_k} columns, got {x.xq.shape}; "
-            f"allocate them with activations.allocate(rows, {weight.k}, format)"
-        )
+    activations.check(x, weight, tile_m, "")
+    check_state(state)
     launch = matmul_mad.bind(
         dict(
             codes=weight.codes, scales=weight.scales, zeros=weight.zeros, mins=weight.mins,

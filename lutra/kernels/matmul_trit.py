@@ -45,7 +45,9 @@ from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats import trits
 from lutra.formats.format import Format
+from lutra.kernels import activations
 from lutra.kernels.activations import Activations
+from lutra.kernels.buffers import check_state
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
 from lutra.kernels.tiles import PAIR, ROWS, TiledWeight
 from lutra.kernels.tiles_trit import HIGH, LARGEST, PARTS, STEPS, TILE, VECTOR, VECTORS
@@ -173,12 +175,8 @@ def bind(
         raise KernelError(f"expected a weight in trit5 order, got {weight.order}; make it with tiles_trit.tile_trit")
     check_output(weight, y, column, epilogue, bias, tile_m)
     steps = trits.num_steps(weight.k)
-    if x.trits is None or x.trits.shape[1] != steps or len(x.xq) % tile_m:
-        raise KernelError(
-            f"expected activations with tables of {steps} times five, of a multiple of {tile_m} rows, got "
-            f"{'none' if x.trits is None else x.trits.shape[1]} and {len(x.xq)} rows; "
-            f"allocate them with activations.allocate(rows, {weight.k}, format, with_trits=True)"
-        )
+    activations.check(x, weight, tile_m, ", with_trits=True")
+    check_state(state)
     launch = matmul_trit.bind(
         dict(
             codes=weight.codes, scales=weight.scales, parts=x.trits, xs=x.xs, bias=bias_or_dummy(bias), y=y,

@@ -39,6 +39,7 @@ from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES, tree_sum
 from lutra.kernels.activations import Activations, largest, store_codes, store_scale, store_sums, store_tables
+from lutra.kernels.buffers import check_state
 
 LANES = NUM_LANES
 
@@ -185,6 +186,9 @@ def bind(
     """
     columns = -(-width // LANES) * LANES
     _check(x, width, columns, source_row)
+    _check_output(x, y, columns, source_row)
+    _check_weight(weight, width)
+    check_state(state)
     args = {"x": x, "weight": _padded(weight, columns), "y": y, "state": state, "x_stride": x.shape[1]}
     args |= {"y_stride": y.shape[1], "columns": columns, "width": float(width), "eps": eps}
     return Step(rms_norm.bind(args, isa, source_row=source_row), 1, 1)
@@ -207,6 +211,10 @@ def bind_quantize(
     group = columns // num_groups if num_groups > 1 else 0
     if group % 16 or group & (group - 1):
         raise KernelError(f"expected groups of 16, 32, 64, 128, 256 or whole rows, got {group}; re-code the weight")
+    _check_output(x, out.xq, columns, source_row)
+    if weight is not None:
+        _check_weight(weight, width)
+    check_state(state)
     norm = weight is not None
     args = {"x": x, "weight": _padded(weight, columns) if norm else x, "xq": out.xq, "xs": out.xs, "sums": out.sums}
     args |= {"tables": out.sums.view(np.uint8) if out.tables is None else out.tables, "state": state}
@@ -227,6 +235,20 @@ def bind_quantize(
 def _padded(weight: np.ndarray, columns: int) -> np.ndarray:
     """The weight with zeros up to `columns`."""
     return np.pad(weight.astype(np.float32), (0, columns - weight.size))
+
+
+def _check_output(x: np.ndarray, y: np.ndarray, columns: int, source_row: str) -> None:
+    """The head writes fewer rows than x has; the caller gives it no more than y has."""
+    rows = len(x) if source_row == "all" else 1
+    if y.ndim != 2 or y.shape[1] < columns or len(y) < rows:
+        raise KernelError(
+            f"expected an output of at least {rows} rows and {columns} columns, got {y.shape}; allocate it like x"
+        )
+
+
+def _check_weight(weight: np.ndarray, width: int) -> None:
+    if weight.shape != (width,):
+        raise KernelError(f"expected a norm weight of {width} numbers, got {weight.shape}; check the model's sizes")
 
 
 def _check(x: np.ndarray, width: int, columns: int, source_row: str) -> None:

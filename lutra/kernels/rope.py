@@ -40,7 +40,7 @@ from lutra.compiler.launch import Step
 from lutra.compiler.types import DType
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES
-from lutra.kernels.buffers import aligned
+from lutra.kernels.buffers import aligned, check_state
 from lutra.kernels.norm import rms_norm_spec
 
 BLOCK = 16  # positions side by side in the key cache
@@ -235,6 +235,8 @@ def bind(
     """
     kv_heads, blocks, head_dim, _ = keys.shape
     _check(qkv, keys, values, cos, sin, heads)
+    check_norms(q_norm, k_norm, head_dim)
+    check_state(state)
     qk_norm = q_norm is not None and k_norm is not None
     args = {
         "qkv": qkv,
@@ -268,6 +270,14 @@ def _check(qkv: np.ndarray, keys: np.ndarray, values: np.ndarray, cos: np.ndarra
         )
     if values.shape != (kv_heads, blocks * BLOCK, padded(head_dim)) or values.dtype != keys.dtype:
         raise KernelError(f"keys {keys.shape} and values {values.shape} do not fit; make both with allocate_cache")
+
+
+def check_norms(q_norm: np.ndarray | None, k_norm: np.ndarray | None, head_dim: int) -> None:
+    """Raise KernelError unless both norms are there, [head_dim], or neither."""
+    shapes = [None if weight is None else weight.shape for weight in (q_norm, k_norm)]
+    if shapes not in ([None, None], [(head_dim,), (head_dim,)]):
+        raise KernelError(f"expected norms of queries and keys of {head_dim} numbers, or neither, got {shapes}; "
+                          "check the model's config")  # fmt: skip
 
 
 def _dtype(name: str) -> DType:

@@ -40,8 +40,9 @@ from lutra.compiler.language import (
 from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES
+from lutra.kernels.buffers import check_state
 from lutra.kernels.cache import BLOCK, CODES, F16_LIMIT, STRIDE, Cache, Codes, Queries, integers_spec, quantize_spec
-from lutra.kernels.rope import chunks, head_norm_spec, rotate, rotate_spec
+from lutra.kernels.rope import check_norms, chunks, head_norm_spec, rotate, rotate_spec
 
 SMALLEST = 1e-20  # a largest magnitude below it counts as this, so that its reciprocal stays finite
 
@@ -299,6 +300,8 @@ def bind(
             f"expected cos and sin [context, {head_dim // 2}], got {cos.shape} and {sin.shape}; rebuild the tables"
         )
     check_queries(queries, cache, len(qkv), heads)
+    check_norms(q_norm, k_norm, head_dim)
+    check_state(state)
     qk_norm = q_norm is not None and k_norm is not None
     args = dict(qkv=qkv, cos=cos, sin=sin, q_norm=q_norm if qk_norm else cos, k_norm=k_norm if qk_norm else cos)
     args |= dict(keys=cache.keys.view(np.uint32), values=cache.values)
@@ -313,7 +316,8 @@ def check_queries(queries: Queries, cache: Cache, rows: int, heads: int) -> None
     """Raise KernelError unless the room for queries is that of cache.allocate_queries."""
     codes = CODES[cache.kind]
     wanted = (heads, codes.parts, len(chunks(cache.head_dim)) * NUM_LANES)
-    if queries.codes.shape[1:] != wanted or len(queries.codes) < rows:
+    rooms = (queries.codes, queries.scales, queries.weights)
+    if queries.codes.shape[1:] != wanted or min(map(len, rooms)) < rows:
         raise KernelError(
             f"expected room for {rows} rows of {wanted} queries, got {queries.codes.shape}; make it with "
             "cache.allocate_queries"

@@ -29,6 +29,7 @@ from lutra.compiler.language import (
 from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES, tree_sum
+from lutra.kernels.buffers import check_state
 from lutra.kernels.elementwise import exp, exp_spec
 
 
@@ -99,7 +100,11 @@ def bind(
     scale   1 / temperature
     """
     columns = -(-width // NUM_LANES) * NUM_LANES
-    if min(x.shape[1], y.shape[1]) < columns:
-        raise KernelError(f"expected rows of at least {columns} columns, got x {x.shape} and y {y.shape}; pad them")
+    if min(x.shape[1], y.shape[1]) < columns or len(y) < len(x):
+        raise KernelError(
+            f"expected rows of at least {columns} columns, and as many of y as of x, got x {x.shape} and y {y.shape}; "
+            "pad them"
+        )
+    check_state(state)
     args = {"x": x, "y": y, "state": state, "x_stride": x.shape[1], "y_stride": y.shape[1]}
     return Step(softmax.bind(args | {"width": width, "scale": scale}, isa), 1, 1)

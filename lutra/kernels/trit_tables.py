@@ -40,6 +40,7 @@ from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats import trits
 from lutra.kernels.activations import Activations
+from lutra.kernels.buffers import check_state
 from lutra.kernels.tiles_trit import ENTRIES, HIGH, PARTS
 
 TABLES = 64  # of a task
@@ -131,5 +132,11 @@ def bind(x: Activations, state: np.ndarray, *, isa: str | None = None) -> Step:
             "allocate them with activations.allocate(rows, k, format, with_trits=True)"
         )
     steps = x.trits.shape[1]
+    if x.xq.shape[1] < steps * trits.TRITS or len(x.xq) > len(x.trits):
+        raise KernelError(
+            f"expected at least {steps * trits.TRITS} columns of codes and tables for {len(x.xq)} rows, got "
+            f"{x.xq.shape} and {x.trits.shape}; allocate both with activations.allocate"
+        )
+    check_state(state)
     args = {"xq": x.xq, "parts": x.trits, "state": state, "xq_stride": x.xq.shape[1], "steps": steps}
     return Step(trit_tables.bind(args, isa), -(-steps // TABLES), 1)

@@ -69,3 +69,5 @@ def test_only_the_rows_of_the_head():
 def test_short_rows_are_refused():
     with pytest.raises(KernelError, match="at least 128 columns"):
         argmax.bind(rows([1]), np.zeros(1, "i4"), np.zeros(4, "i8"), width=65)
+    with pytest.raises(KernelError, match="an index for each of 2 rows, got room for 1"):
+        argmax.bind(rows([1], [2]), np.zeros(1, "i4"), np.zeros(4, "i8"), width=1)

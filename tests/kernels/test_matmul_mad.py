@@ -141,5 +141,16 @@ def test_errors():
         bind(column=8)
     with pytest.raises(KernelError, match="expected a bias of 64 numbers, got .40,."):
         bind(bias=np.zeros(40, np.float32))
-    with pytest.raises(KernelError, match="expected activations of a multiple of 4 rows and 64 columns, got .4, 96."):
+    with pytest.raises(KernelError, match="a multiple of 4 rows with xq .4, 64., .*, got xq .4, 96."):
         bind(x=allocate(4, 96, w.format))
+    with pytest.raises(KernelError, match="expected a state of 4 numbers, got 1"):
+        bind(state=state(4)[:1])
+
+
+def test_activations_of_another_format_are_refused():
+    """Their columns agree, their groups do not: the kernel would read scales and sums behind the last row."""
+    w = random_weight(catalog.planes(4, 32), 32, 128)
+    for other in (catalog.planes(4, 64), catalog.planes(4, 32, activation_group=0)):
+        with pytest.raises(KernelError, match="xs .4, 4., sums .4, 4., got xq .4, 128."):
+            matmul_mad.bind(tile_mad(w), allocate(4, 128, other), aligned((4, 64), np.float32), state(4),
+                            epilogue="store", tile_m=4)  # fmt: skip

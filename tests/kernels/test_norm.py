@@ -126,3 +126,9 @@ def test_bad_requests_say_what_was_expected():
         norm.bind_quantize(x, activations.allocate(1, 128, grouped(0, False)), state(1), width=128)
     with pytest.raises(KernelError, match="'all' or 'head'"):
         norm.bind(x, weight, x.copy(), state(1), width=64, eps=EPS, source_row="tail")
+    with pytest.raises(KernelError, match="an output of at least 1 rows and 64 columns, got .1, 48."):
+        norm.bind(x, weight, x[:, :48].copy(), state(1), width=64, eps=EPS)
+    with pytest.raises(KernelError, match="a norm weight of 64 numbers, got .48,."):
+        norm.bind(x, weight[:48], x.copy(), state(1), width=64, eps=EPS)
+    with pytest.raises(KernelError, match="expected a state of 4 numbers, got 3"):
+        norm.bind(x, weight, x.copy(), state(1)[:3], width=64, eps=EPS)

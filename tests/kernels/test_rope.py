@@ -108,3 +108,5 @@ def test_bad_requests_say_what_was_expected():
         rope.allocate_cache(1, 16, 64, "f8")
     with pytest.raises(KernelError, match="allocate_cache"):
         run(qkv, keys, values.astype("f2"), 0, heads=4)
+    with pytest.raises(KernelError, match="norms of queries and keys of 64 numbers, or neither"):
+        run(qkv, keys, values, 0, heads=4, q_norm=np.ones(64, "f4"))

@@ -60,3 +60,5 @@ def test_only_the_rows_of_the_head():
 def test_short_rows_are_refused():
     with pytest.raises(KernelError, match="at least 112 columns"):
         softmax.bind(make(1, 64), make(1, 64), np.zeros(4, "i8"), width=100)
+    with pytest.raises(KernelError, match="as many of y as of x"):
+        softmax.bind(make(2, 64), make(1, 64), np.zeros(4, "i8"), width=64)
