@@ -7,7 +7,7 @@ mad     [pair][word][tile 0..1][row 0..15][byte 0..3]         [pair][group][tile
 dense   [pair][k][tile 0..1][row 0..15] of f32, f16 or bf16   none
 
 `word` counts the packed 4-byte words of formats/packing.py, moved whole.  Rows beyond N have scale 0 and min 0 (dense:
-weight 0), so their outputs are 0.  The lut order is in tiles_lut.py.
+weight 0), so their outputs are 0.  The lut order is in tiles_lut.py, trit5 in tiles_trit.py.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ DENSE_DTYPES: dict[Any, str] = {
 class TiledWeight:
     """A weight [N, K] in the order of one kernel family; all arrays are flat bytes, 64-byte aligned.
 
-    order      "mad" | "lut" | "dense"
+    order      "mad" | "lut" | "trit5" | "dense"
     format     what the codes mean; None for dense
     dtype      "f32" | "f16" | "bf16" for dense, else ""
     n, k       true sizes
     padded_n   n rounded up to whole pairs
-    padded_k   k rounded up to whole chunks and groups
+    padded_k   k rounded up to whole chunks and groups; trit5: to whole steps of five, then chunks
     codes      uint8, see the table above
     scales     uint8 view of f16 or f32; one byte where there are none (zeros, mins alike)
     """
