@@ -82,8 +82,9 @@ def test_ctrl_c_while_generating_exits_130(story_gguf: Path, repository: Path) -
     os.write(write, b" " * (size - 96))
     words = ["run", "--temperature", "0", "--max-tokens", "400", str(story_gguf), "Once upon a time"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "lutra", *words], cwd=repository, stdout=write, stderr=subprocess.PIPE
-    )
+        [sys.executable, "-m", "lutra", *words], cwd=repository, stdout=write, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
     os.close(write)
     deadline = time.monotonic() + 60
     while waiting_bytes(fcntl, termios, read) <= size - 96 and process.poll() is None and time.monotonic() < deadline:
