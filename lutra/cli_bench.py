@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+MAX_COUNT = 1 << 20  # of tokens, threads or rows
+
 
 class Names(click.ParamType):
     """Words joined by commas."""
@@ -33,11 +35,13 @@ class Counts(click.ParamType):
         if not isinstance(value, str):
             return value
         try:
-            bounds = [[int(end) for end in word.split("-")] for word in value.split(",")]
-            found = [n for first, *last in bounds for n in range(first, (last or [first])[0] + 1)]
+            bounds = [[int(end) for end in word.split("-", 1)] for word in value.split(",")]
         except ValueError:
-            found = []
-        if not found or min(found) < 1 or max(found) > 1 << 20:
+            bounds = []
+        # the ends are checked before the numbers between them are made
+        are_counts = all(1 <= end <= MAX_COUNT for ends in bounds for end in ends)
+        found = [n for first, *last in bounds for n in range(first, (last or [first])[0] + 1)] if are_counts else []
+        if not found:
             self.fail(f"expected whole numbers of at least 1, as in 1-4,8, got {value!r}", param, context)
         return found
 

@@ -22,7 +22,7 @@ def test_counts(text: str, counts: list[int]) -> None:
     assert Counts().convert(text, None, None) == counts
 
 
-@pytest.mark.parametrize("text", ["", "0", "a", "1,", "-3", "1-2-x", "5-1", "9999999"])
+@pytest.mark.parametrize("text", ["", "0", "a", "1,", "-3", "1-2-x", "5-1", "9999999", "1-99999999999", "1-2-3"])
 def test_what_is_no_count(text: str) -> None:
     with pytest.raises(click.BadParameter, match="expected whole numbers"):
         Counts().convert(text, None, None)
