@@ -172,7 +172,7 @@ def bind(table: TiledWeight, tokens: np.ndarray, x: np.ndarray, *, isa: str | No
     if table.order == "trit5":
         return embed_trit.bind(table, tokens, x, isa=isa)
     if table.order not in QUAD_CODES:
-        raise KernelError(f"expected an embedding table in mad, lut, trit5 or dense order, got {table.order}; use tile_mad")
+        raise KernelError(f"expected a table in mad, lut, trit5 or dense order, got {table.order}; use tile_mad")
     sidecars = dict(scales=table.scales, zeros=table.zeros, mins=table.mins)
     sizes = dict(chunks=table.padded_k // CHUNK, whole_chunks=table.k // CHUNK)
     launch = embed_codes.bind(

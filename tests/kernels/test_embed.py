@@ -73,5 +73,5 @@ def test_errors():
     w = random_weight(catalog.find("ternary"), 50, 64)
     with pytest.raises(KernelError, match="at least 64 columns and a token for each of its rows, got x .5, 32."):
         embed.bind(tile_mad(w), TOKENS, np.zeros((5, 32), np.float32))
-    with pytest.raises(KernelError, match="in mad, lut or dense order, got new"):
+    with pytest.raises(KernelError, match="in mad, lut, trit5 or dense order, got new"):
         embed.bind(replace(tile_mad(w), order="new"), TOKENS, np.zeros((5, 64), np.float32))
