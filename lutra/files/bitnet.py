@@ -12,10 +12,10 @@ import numpy as np
 from lutra.errors import FileError, FormatError
 from lutra.files.door import shown
 from lutra.formats import catalog
+from lutra.formats.packing import words_from_hf_bitnet
 from lutra.formats.qtensor import QTensor
 
 SCALE_SUFFIX = "_scale"  # "...q_proj.weight" has its scale in "...q_proj.weight_scale"
-SLOTS = (0, 2, 4, 6)  # shifts of the four rows in a byte
 
 # quantization_config.linear_class -> what the stored scale does to the integer product.  Falcon and HF1BitLLM say
 # "bitlinear" or nothing and store 1 / mean|W|; Microsoft's 2B-4T says "autobitlinear" and stores mean|W|.
@@ -55,10 +55,11 @@ def unpack(packed: np.ndarray, weight_scale: np.ndarray, divides: bool) -> QTens
     returns       QTensor (N, K), ternary, f32 scale per row (all equal)
     raises        FormatError         code 3, or a scale that is not finite and positive
     """
-    codes = np.concatenate([packed >> slot & 3 for slot in SLOTS])  # [N, K]
     scale = np.float32(weight_scale.reshape(-1)[0])
     if not (np.isfinite(scale) and scale > 0):
         raise FormatError(f"weight_scale: expected a finite number above 0, got {scale}; download the file again")
     with np.errstate(over="ignore"):  # 1 / 1e-40 is inf, which QTensor refuses
         value = np.float32(1) / scale if divides else scale
-    return QTensor.from_codes(catalog.ternary(), codes, np.full((len(codes), 1), value, np.float32))
+    rows = 4 * len(packed)
+    words = words_from_hf_bitnet(packed)
+    return QTensor(catalog.ternary(), (rows, packed.shape[1]), words, np.full((rows, 1), value, np.float32))
