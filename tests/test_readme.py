@@ -97,3 +97,11 @@ def test_every_debug_word_is_named() -> None:
 def test_links_lead_somewhere() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", README)
     assert [link for link in links if not (REPOSITORY / link).exists()] == []
+
+
+def test_the_excerpt_stands_in_the_kernel(repository: Path) -> None:
+    """The lines shown under "Look inside one kernel", but for their indentation."""
+    readme = (repository / "README.md").read_text("utf-8").split("## Look inside one kernel")[1]
+    excerpt = [line.strip() for line in readme.split("```python")[1].split("```")[0].strip().splitlines()]
+    source = [line.strip() for line in (repository / "lutra/kernels/matmul_mad.py").read_text("utf-8").splitlines()]
+    assert any(source[i : i + len(excerpt)] == excerpt for i in range(len(source)))

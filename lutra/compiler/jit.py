@@ -142,7 +142,7 @@ def build(function: Function, digest: str, target: Target) -> Compiled:
     compile_ms = (time.perf_counter() - started) * 1e3
     meta = {
         "kernel": function.name,
-        "static": {name: str(value) for name, value in function.static.items()},
+        "static": {name: str(getattr(value, "name", value)) for name, value in function.static.items()},
         "isa": target.isa,
         "features": sorted(target.features),
         "llvm": _llvm_version(),
