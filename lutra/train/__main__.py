@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from lutra.errors import LutraError
+from lutra.errors import LutraError, RequestError
 
 TOKENS_PER_STEP = 4096
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -48,6 +48,19 @@ def settle_process() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def check(args: argparse.Namespace) -> None:
+    """Raise RequestError for a number that no run can have."""
+    rules = [
+        ("--length", args.length, 2 <= args.length <= TOKENS_PER_STEP, f"2 to {TOKENS_PER_STEP} tokens"),
+        ("--minutes", args.minutes, 0 < args.minutes < float("inf"), "more than 0 minutes"),
+        ("--threads", args.threads, 1 <= args.threads <= 1024, "1 to 1024 threads"),
+        ("--story-share", args.story_share, all(0 <= share <= 1 for share in args.story_share), "shares of 0 to 1"),
+    ]
+    for option, got, fits, wanted in rules:
+        if not fits:
+            raise RequestError(f"expected {option} of {wanted}, got {got}; leave it out for the default")
+
+
 def run(args: argparse.Namespace) -> None:
     # torch is imported only once the arguments are known to be right
     from lutra.train.export import export
@@ -69,11 +82,14 @@ def run(args: argparse.Namespace) -> None:
 def main() -> int:
     try:
         args = parser().parse_args()
+        check(args)
         settle_process()
         run(args)
     except LutraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the first step; later the run ends with its checkpoint
+        return 130
     return 0
 
 

@@ -81,7 +81,7 @@ def split_titles(titles: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def read_novels(folder: Path) -> dict[str, list[str]]:
     """Read every title of a folder: file stem -> paragraphs.  Raises FileError when there is none."""
-    files = [p for p in sorted(folder.glob("*.txt")) if p.stem.isidentifier() and "_" in p.stem]
+    files = [p for p in sorted(folder.glob("*.txt")) if "_" in p.stem]
     if not files:
         raise FileError(f"expected novels named Author_Title_Year.txt in {folder}, got none; check the path given")
     return {p.stem: paragraphs(p.read_text("utf-8", errors="replace")) for p in files}
@@ -157,7 +157,7 @@ def novel_windows(titles: list[list[np.ndarray]], length: int, bos: int) -> np.n
     returns  uint16 [windows, length]
     """
     windows = []
-    for title in titles:
+    for title in filter(None, titles):  # a file may hold no paragraph
         text = np.concatenate(title)
         starts = np.cumsum([0] + [len(p) for p in title])
         position = 0

@@ -29,6 +29,7 @@ from lutra.errors import FileError, FormatError
 from lutra.train import data
 from lutra.train.bitlinear import quantize_activations, ternarize
 from lutra.train.model import DecoderConfig, rotary_table, rotate
+from lutra.train.run import read_checkpoint
 
 ROWS_PER_BYTE = 4
 
@@ -101,14 +102,14 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 def export(run_folder: Path, folder: Path) -> None:
     """Export run_folder/{checkpoint.pt, tokenizer.json} to a model folder.
 
-    Raises FileError when the run has no checkpoint yet.
+    Raises FileError when the run has no checkpoint yet, or a damaged one.
     """
     from tokenizers import Tokenizer
 
     checkpoint = run_folder / "checkpoint.pt"
     if not checkpoint.exists():
         raise FileError(f"expected a training run with checkpoint.pt, got {run_folder}; train first, or name its --out")
-    state = torch.load(checkpoint, weights_only=True)
+    state = read_checkpoint(checkpoint)
     tokenizer = Tokenizer.from_file(str(run_folder / "tokenizer.json"))
     config = hugging_face_config(DecoderConfig(**state["config"]["model"]), *data.bos_and_eos(tokenizer))
     tensors = packed_tensors(state["model"])

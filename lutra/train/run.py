@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
+from lutra.errors import FileError
 from lutra.train import data
 from lutra.train.model import Decoder, DecoderConfig
 from lutra.train.schedule import Schedule
@@ -32,6 +35,17 @@ def batch_loss(model: Decoder, inputs: np.ndarray, targets: np.ndarray) -> torch
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(torch.from_numpy(inputs))
     return F.cross_entropy(logits.flatten(0, 1).float(), torch.from_numpy(np.ascontiguousarray(targets)).flatten())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `Run.save` wrote.  Raises FileError when the file is damaged."""
+    try:
+        state = torch.load(path, weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        state = None
+    if not isinstance(state, dict) or not {"config", "model", "optimizer", "step", "active_s", "cursors"} <= set(state):
+        raise FileError(f"expected a checkpoint of a training run, got a damaged {path}; train again without --resume")
+    return state
 
 
 def make_optimizer(model: Decoder, rate: float) -> torch.optim.AdamW:
@@ -76,7 +90,7 @@ class Run:
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint of the same sizes."""
-        state = torch.load(path, weights_only=True)
+        state = read_checkpoint(path)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.active_s = state["step"], state["active_s"]

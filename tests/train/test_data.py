@@ -68,6 +68,12 @@ def test_missing_text_is_an_error(tmp_path: Path) -> None:
         data.read_stories(tmp_path)
 
 
+def test_every_text_file_is_read(tmp_path: Path) -> None:
+    for name in ("A_Title_1900.txt", "A-B_Well-Made_1901.txt"):
+        (tmp_path / name).write_text("A plain paragraph of some length.")
+    assert len(data.read_novels(tmp_path)) == 2
+
+
 def test_tokenizer_round_trips_and_prepends_bos() -> None:
     tokenizer = data.train_tokenizer(corpus(), 300)
     encoded = tokenizer.encode(TALES[0])

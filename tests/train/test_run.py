@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install 'lutra[train]'")
 
+from lutra.errors import FileError  # noqa: E402
 from lutra.train.model import DecoderConfig  # noqa: E402
 from lutra.train.run import Run, RunConfig  # noqa: E402
 from lutra.train.schedule import Schedule  # noqa: E402
@@ -46,3 +47,13 @@ def test_weight_decay_stops_halfway() -> None:
     assert [g["weight_decay"] for g in run.optimizer.param_groups] == [CONFIG.schedule.weight_decay, 0]
     run.take_step(0.6)
     assert [g["weight_decay"] for g in run.optimizer.param_groups] == [0, 0]
+
+
+def test_a_damaged_checkpoint_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    run = Run.start(CONFIG, mixture())
+    run.save(path)
+    for content in (path.read_bytes()[:1000], b"", b"no checkpoint"):
+        path.write_bytes(content)
+        with pytest.raises(FileError, match="damaged"):
+            run.restore(path)
