@@ -153,19 +153,15 @@ def _best_s(steps: Sequence[Step], threads: int, seconds: float | None) -> float
 
     Many short runs, because the best of them counts: on a busy machine few are left alone on all their cores.
     """
-    workers, programs, best = _workers(threads), [Program([step]) for step in steps], float("inf")
+    workers, programs, best = Workers(threads), [Program([step]) for step in steps], float("inf")
     end = time.perf_counter() + (SECONDS if seconds is None else seconds)
     while best == float("inf") or time.perf_counter() < end:
         for program in programs:
             started = time.perf_counter()
             workers.run(program, 0)
             best = min(best, time.perf_counter() - started)
+    workers.close()  # they would keep every program they ran, and its buffers
     return best
-
-
-@cache
-def _workers(threads: int) -> Workers:
-    return Workers(threads)
 
 
 @cache
