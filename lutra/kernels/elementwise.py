@@ -5,7 +5,7 @@ bit for bit.  Every multiply and add rounds on its own, so the order written her
 
 exp    v is split as n * ln 2 + r with |r| <= ln 2 / 2; a polynomial gives e**r, the exponent field gives 2**n.
        Error at most 2 ulp (tested against float64) for |v| <= 87.3; outside it stays at e**-87.3 and e**87.3, so
-       finite input never makes 0, infinity or a subnormal number.
+       finite input never makes 0, infinity or a subnormal number.  NaN counts as -infinity, in relu2 too.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def relu2(v: Value) -> Value:
 def exp_spec(v: np.ndarray) -> np.ndarray:
     """`exp` in NumPy."""
     one = np.float32
-    v = np.minimum(np.maximum(v, one(-EXP_LIMIT)), one(EXP_LIMIT))
+    v = np.minimum(np.where(v > -one(EXP_LIMIT), v, -one(EXP_LIMIT)), one(EXP_LIMIT))
     n = np.rint(v * one(_LOG2_E))
     r = (v - n * one(_LN2_HIGH)) - n * one(_LN2_LOW)
     r2 = r * r
@@ -77,5 +77,5 @@ def silu_spec(v: np.ndarray) -> np.ndarray:
 
 def relu2_spec(v: np.ndarray) -> np.ndarray:
     """`relu2` in NumPy; overflow beyond 1.8e19 gives infinity, as in the kernel."""
-    positive = np.maximum(v, np.float32(0))
+    positive = np.where(v > 0, v, np.float32(0))
     return positive * positive

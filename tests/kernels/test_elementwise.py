@@ -81,3 +81,9 @@ def test_sigmoid_and_silu_are_close_to_float64():
     true = 1 / (1 + np.exp(-x.astype("f8")))
     np.testing.assert_allclose(elementwise.sigmoid_spec(x), true, rtol=4e-7)
     np.testing.assert_allclose(elementwise.silu_spec(x), x * true, rtol=5e-7)
+
+
+def test_nan_counts_as_minus_infinity():
+    nan = np.array([np.nan], np.float32)
+    np.testing.assert_array_equal(elementwise.exp_spec(nan), elementwise.exp_spec(-np.array([np.inf], np.float32)))
+    np.testing.assert_array_equal(elementwise.relu2_spec(nan), [0])
