@@ -128,7 +128,8 @@ def bind(
     shape    the plan; None takes the one measured best, else the table's
     Raises KernelError when the buffers do not fit the weight.
     """
-    assert weight.order == "dense"
+    if weight.order != "dense":
+        raise KernelError(f"expected a weight in dense order, got {weight.order}; make it with tiles.tile_dense")
     check_output(weight, y, column, epilogue, bias, tile_m)
     if x.ndim != 2 or x.shape[1] < weight.padded_k or len(x) % tile_m:
         raise KernelError(

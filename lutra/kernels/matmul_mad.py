@@ -39,6 +39,7 @@ from lutra.compiler.language import (
     when,
 )
 from lutra.compiler.launch import Step
+from lutra.errors import KernelError
 from lutra.formats.format import Format
 from lutra.kernels import activations, tuned
 from lutra.kernels.activations import Activations
@@ -274,7 +275,8 @@ def bind(
     Raises KernelError when the buffers do not fit the weight.
     """
     format = weight.format
-    assert format is not None and weight.order == "mad"
+    if format is None or weight.order != "mad":
+        raise KernelError(f"expected a weight in mad order, got {weight.order}; make it with tiles.tile_mad")
     check_output(weight, y, column, epilogue, bias, tile_m)
     activations.check(x, weight, tile_m, "")
     check_state(state)

@@ -6,11 +6,12 @@ import pytest
 
 from lutra.compiler import targets
 from lutra.errors import KernelError
+from lutra.formats import catalog
 from lutra.kernels import choose, matmul_dense
 from lutra.kernels.buffers import aligned
 from lutra.kernels.elementwise import silu_spec
-from lutra.kernels.tiles import interleave_rows, tile_dense
-from tests.kernels.linears import run, state
+from lutra.kernels.tiles import interleave_rows, tile_dense, tile_mad
+from tests.kernels.linears import random_weight, run, state
 
 ISAS = [target.isa for target in targets.available()]
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
@@ -85,4 +86,11 @@ def test_a_short_x_is_refused():
     weight = tile_dense(np.ones((4, 65), np.float32))
     with pytest.raises(KernelError, match="a multiple of 2 rows and at least 96 columns, got .2, 64."):
         matmul_dense.bind(weight, np.zeros((2, 64), np.float32), np.zeros((2, 32), np.float32), state(2),
+                          epilogue="store", tile_m=2)  # fmt: skip
+
+
+def test_a_weight_in_another_order_is_an_error():
+    weight = tile_mad(random_weight(catalog.planes(2, 32), 4, 32))
+    with pytest.raises(KernelError, match="expected a weight in dense order, got mad"):
+        matmul_dense.bind(weight, aligned((2, 32), np.float32), aligned((2, 32), np.float32), state(2),
                           epilogue="store", tile_m=2)  # fmt: skip

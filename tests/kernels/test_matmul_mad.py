@@ -13,7 +13,7 @@ from lutra.kernels.activations import allocate
 from lutra.kernels.buffers import aligned
 from lutra.kernels.elementwise import relu2_spec, silu_spec
 from lutra.kernels.plan import Plan
-from lutra.kernels.tiles import interleave_rows, tile_mad
+from lutra.kernels.tiles import interleave_rows, tile_dense, tile_mad
 from tests.kernels.linears import random_activations, random_weight, run, state
 
 ISAS = [target.isa for target in targets.available()]
@@ -154,3 +154,10 @@ def test_activations_of_another_format_are_refused():
         with pytest.raises(KernelError, match="xs .4, 4., sums .4, 4., got xq .4, 128."):
             matmul_mad.bind(tile_mad(w), allocate(4, 128, other), aligned((4, 64), np.float32), state(4),
                             epilogue="store", tile_m=4)  # fmt: skip
+
+
+def test_a_weight_in_another_order_is_an_error():
+    w = random_weight(catalog.planes(2, 32), 4, 32)
+    with pytest.raises(KernelError, match="expected a weight in mad order, got dense"):
+        matmul_mad.bind(tile_dense(np.ones((4, 32), np.float32)), allocate(2, 32, w.format),
+                        aligned((2, 32), np.float32), state(2), epilogue="store", tile_m=2)  # fmt: skip
