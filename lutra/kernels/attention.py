@@ -261,7 +261,7 @@ def bind(
     check_state(state)
     name = float_name(keys)
     wanted, vectors = TILES.get(targets.choose(isa).isa, TILES["portable"])
-    tile = tile or _largest_divisor(heads // kv_heads, wanted)
+    tile = tile or largest_divisor(heads // kv_heads, wanted)
     args = {"q": q, "keys": keys, "values": values, "y": y, "state": state, "q_stride": q.shape[1]}
     args |= {"y_stride": y.shape[1], "blocks": blocks, "scale": head_dim**-0.5 if scale is None else scale}
     launch = KERNELS[name].bind(
@@ -270,8 +270,9 @@ def bind(
     return Step(launch, heads // tile, 1)
 
 
-def _largest_divisor(n: int, limit: int) -> int:
-    return max(i for i in range(1, limit + 1) if n % i == 0)
+def largest_divisor(n: int, limit: int) -> int:
+    """The largest divisor of n that is not above `limit`, and 1 for any smaller limit."""
+    return max(i for i in range(1, max(limit, 1) + 1) if n % i == 0)
 
 
 def _check(q: np.ndarray, keys: np.ndarray, values: np.ndarray, y: np.ndarray, heads: int) -> None:

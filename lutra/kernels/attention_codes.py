@@ -53,6 +53,7 @@ from lutra.compiler.language import (
 from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES, tree_sum
+from lutra.kernels.attention import largest_divisor
 from lutra.kernels.buffers import check_state
 from lutra.kernels.cache import BLOCK, CODES, STRIDE, Cache, Codes, Queries, integers_spec
 from lutra.kernels.elementwise import exp, exp_spec
@@ -259,7 +260,7 @@ def _scores(
 ) -> list[list[Value]]:
     """q . codes of `tile` heads and the quarters of a block, f32x16 each."""
     words, columns = kind.key_columns(head_dim) // (4 * kind.per_byte), len(chunks(head_dim)) * NUM_LANES
-    together = _largest_divisor(_QUARTERS, sums // (tile * kind.parts))
+    together = largest_divisor(_QUARTERS, sums // (tile * kind.parts))
     found: list[list[Value]] = [[] for _ in range(tile)]
     for quarter in range(0, _QUARTERS, together):
         accs = [_Sums(together, kind.parts) for _ in range(tile)]
@@ -343,7 +344,7 @@ def _accumulate(
     width = NUM_LANES * kind.per_byte  # columns that a vector of bytes holds
     vectors = kind.value_columns(head_dim) // width
     whole = head_dim // width
-    span = _largest_divisor(whole, sums // (tile * kind.parts * kind.per_byte)) if whole else 1
+    span = largest_divisor(whole, sums // (tile * kind.parts * kind.per_byte)) if whole else 1
 
     def add(vector: Value | int, count: int) -> None:
         accs = [[_Sums(count, kind.parts) for _ in range(kind.per_byte)] for _ in range(tile)]
@@ -415,14 +416,10 @@ def bind(
     check_queries(queries, cache, len(y), heads)
     check_state(state)
     wanted, registers = TILES.get(targets.choose(isa).isa, TILES["portable"])
-    tile = tile or _largest_divisor(heads // kv_heads, wanted)
+    tile = tile or largest_divisor(heads // kv_heads, wanted)
     args = dict(query_codes=queries.codes.view(np.int32), query_scales=queries.scales)
     args |= dict(weights=queries.weights.view(np.int32), keys=cache.keys, values=cache.values)
     args |= dict(key_scales=cache.key_scales, value_scales=cache.value_scales, y=y, state=state)
     args |= dict(y_stride=y.shape[1], blocks=cache.keys.shape[1], scale=head_dim**-0.5 if scale is None else scale)
     static = dict(heads=heads, kv_heads=kv_heads, head_dim=head_dim, kind=cache.kind)
     return Step(attention_codes.bind(args, isa, **static, tile=tile, sums=sums or registers), heads // tile, 1)
-
-
-def _largest_divisor(n: int, limit: int) -> int:
-    return max(i for i in range(1, max(limit, 1) + 1) if n % i == 0)

@@ -28,6 +28,7 @@ from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES
 from lutra.kernels import rope
 from lutra.kernels.buffers import aligned
+from lutra.kernels.tiles import round_up
 
 BLOCK = rope.BLOCK  # positions of a key word row
 STRIDE = 64  # positions attention takes at a time; codes are allocated in such blocks
@@ -63,11 +64,11 @@ class Codes:
 
     def key_columns(self, head_dim: int) -> int:
         """Elements a key is stored with."""
-        return _round_up(head_dim, 4 * self.per_byte)
+        return round_up(head_dim, 4 * self.per_byte)
 
     def value_columns(self, head_dim: int) -> int:
         """Elements a value is stored with."""
-        return _round_up(head_dim, NUM_LANES * self.per_byte)
+        return round_up(head_dim, NUM_LANES * self.per_byte)
 
 
 CODES = {"int8": Codes("int8", 8, 2), "int4": Codes("int4", 4, 1)}
@@ -134,7 +135,7 @@ def allocate(kind: str, kv_heads: int, context: int, head_dim: int) -> Cache:
 
 def allocate_queries(kind: str, rows: int, heads: int, head_dim: int) -> Queries:
     """Room for the queries of `rows` rows; `kind` is one of CODES."""
-    parts, columns = CODES[kind].parts, _round_up(head_dim, NUM_LANES)
+    parts, columns = CODES[kind].parts, round_up(head_dim, NUM_LANES)
     return Queries(
         aligned((rows, heads, parts, columns), np.int8),
         aligned((rows, heads, 2), np.float32),
@@ -186,7 +187,3 @@ def integers_spec(x: np.ndarray, inverse: np.ndarray, parts: int) -> np.ndarray:
     whole = np.rint(x * inverse[..., None]).astype(np.int32)
     high = (whole + 128) >> 8
     return np.stack([whole] if parts == 1 else [high, whole - 256 * high]).astype(np.int8)
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple

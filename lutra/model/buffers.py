@@ -9,6 +9,7 @@ import numpy as np
 from lutra.errors import CapacityError
 from lutra.kernels import cache, kv
 from lutra.kernels.buffers import aligned
+from lutra.kernels.tiles import round_up
 from lutra.model.angles import cos_sin
 from lutra.model.config import ModelConfig
 from lutra.model.rope import rope_frequencies
@@ -19,11 +20,6 @@ _ANGLE_BLOCK = 4096  # positions whose angles are computed at a time, in float64
 
 # Fields of `state`, an int64 vector every row-dependent kernel reads.
 NUM_ROWS, POSITION, HEAD_ROW, NUM_HEAD_ROWS = 0, 1, 2, 3
-
-
-def round_up(n: int, block: int) -> int:
-    """The smallest multiple of `block` that is at least n."""
-    return -(-n // block) * block
 
 
 class Buffers:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lutra.errors import CapacityError
+from lutra.kernels.tiles import round_up
 from lutra.model import buffers
-from lutra.model.buffers import Buffers, round_up
+from lutra.model.buffers import Buffers
 from lutra.model.random import random_config
 
 CONFIG = replace(random_config("tiny"), num_layers=2, vocab_size=300)
