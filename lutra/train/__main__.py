@@ -1,4 +1,4 @@
-"""`python -m lutra.train`: train the small ternary decoder, then export it.
+"""`python -m lutra.train`: train a small decoder, ternary or float, then export it.
 
 Example
     python -m lutra.train --corpus english_novels --stories tinystories --out run --minutes 100 --export model
@@ -19,7 +19,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("lutra train", description="Train a small ternary decoder in PyTorch.")
+    p = argparse.ArgumentParser("lutra train", description="Train a small decoder in PyTorch, ternary or float.")
     p.add_argument("--corpus", type=Path, required=True, help="folder of novels, one Author_Title_Year.txt each")
     p.add_argument("--stories", type=Path, required=True, help="file or folder of short stories")
     p.add_argument("--out", type=Path, required=True, help="folder for tokenizer, checkpoint and log")
@@ -30,6 +30,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--peak-rate", type=float, default=2e-3, help="highest learning rate (default 0.002)")
     p.add_argument("--story-share", type=float, nargs=2, default=(0.15, 0.35), metavar=("FIRST", "LAST"),
                    help="share of stories in the mixture at the start and at the end (default 0.15 0.35)")
+    p.add_argument("--weights", choices=("ternary", "float"), default="ternary",
+                   help="ternary: BitNet b1.58; float: a Llama, to quantise afterwards (default ternary)")
+    p.add_argument("--hidden-size", type=int, default=256, help="a multiple of 128 (default 256)")
+    p.add_argument("--ffn-size", type=int, default=768, help="a multiple of 64 (default 768)")
+    p.add_argument("--layers", type=int, default=6)
     p.add_argument("--length", type=int, default=512, help="tokens per window (default 512)")
     p.add_argument("--threads", type=int, default=2)
     return p
@@ -54,6 +59,9 @@ def check(args: argparse.Namespace) -> None:
         ("--length", args.length, 2 <= args.length <= TOKENS_PER_STEP, f"2 to {TOKENS_PER_STEP} tokens"),
         ("--minutes", args.minutes, 0 < args.minutes < float("inf"), "more than 0 minutes"),
         ("--threads", args.threads, 1 <= args.threads <= 1024, "1 to 1024 threads"),
+        ("--hidden-size", args.hidden_size, args.hidden_size > 0 and args.hidden_size % 128 == 0, "a multiple of 128"),
+        ("--ffn-size", args.ffn_size, args.ffn_size > 0 and args.ffn_size % 64 == 0, "a multiple of 64"),
+        ("--layers", args.layers, 1 <= args.layers <= 256, "1 to 256 layers"),
         ("--story-share", args.story_share, all(0 <= share <= 1 for share in args.story_share), "shares of 0 to 1"),
     ]
     for option, got, fits, wanted in rules:
@@ -65,12 +73,16 @@ def run(args: argparse.Namespace) -> None:
     # torch is imported only once the arguments are known to be right
     from lutra.train.export import export
     from lutra.train.loop import train
+    from lutra.train.model import DecoderConfig
     from lutra.train.run import RunConfig
     from lutra.train.schedule import Budget, Schedule, parse_until
 
     budget = Budget(minutes=args.minutes, until=parse_until(args.until) if args.until else None)
     schedule = Schedule(peak_rate=args.peak_rate, story_share=tuple(args.story_share))
-    config = RunConfig(schedule=schedule, length=args.length, batch_size=TOKENS_PER_STEP // args.length,
+    heads = args.hidden_size // DecoderConfig.head_dim
+    model = DecoderConfig(hidden_size=args.hidden_size, ffn_size=args.ffn_size, num_layers=args.layers, num_heads=heads,
+                          num_kv_heads=heads // 2, max_context=max(args.length, 512), weights=args.weights)
+    config = RunConfig(model=model, schedule=schedule, length=args.length, batch_size=TOKENS_PER_STEP // args.length,
                        threads=args.threads)
     train(args.corpus, args.stories, args.out, budget, config, args.resume,
           report=lambda line: print(line, flush=True))

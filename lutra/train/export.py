@@ -52,11 +52,11 @@ def unpack_rows(packed: torch.Tensor) -> torch.Tensor:
     return torch.cat([packed >> shift & 3 for shift in (0, 2, 4, 6)]).to(torch.int8) - 1
 
 
-def packed_tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Turn the master weights of a decoder into the tensors of the folder."""
+def packed_tensors(state: dict[str, torch.Tensor], ternary: bool) -> dict[str, torch.Tensor]:
+    """Turn the master weights of a decoder into the tensors of the folder; those of a float decoder only to bf16."""
     tensors = {}
     for name, weight in state.items():
-        if name.endswith("_proj.weight"):
+        if ternary and name.endswith("_proj.weight"):
             codes, scale = ternarize(weight)
             tensors[name] = pack_rows(codes)
             tensors[name + "_scale"] = scale.reshape(1).bfloat16()
@@ -65,11 +65,20 @@ def packed_tensors(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors
 
 
+# DecoderConfig.weights → the keys of config.json that say so
+KINDS: dict[str, dict[str, Any]] = {
+    "ternary": {
+        "architectures": ["BitNetForCausalLM"], "model_type": "bitnet", "hidden_act": "relu2",
+        "quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear",
+                                "quantization_mode": "offline"},
+    },
+    "float": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"},
+}  # fmt: skip
+
+
 def hugging_face_config(config: DecoderConfig, bos: int, eos: int) -> dict[str, Any]:
     """Describe the decoder in the keys of a Hugging Face config.json."""
-    return {
-        "architectures": ["BitNetForCausalLM"],
-        "model_type": "bitnet",
+    return KINDS[config.weights] | {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.ffn_size,
         "num_hidden_layers": config.num_layers,
@@ -80,14 +89,11 @@ def hugging_face_config(config: DecoderConfig, bos: int, eos: int) -> dict[str, 
         "max_position_embeddings": config.max_context,
         "rope_theta": config.rope_theta,
         "rms_norm_eps": config.norm_eps,
-        "hidden_act": "relu2",
         "attention_bias": False,
         "tie_word_embeddings": True,
         "bos_token_id": bos,
         "eos_token_id": eos,
         "torch_dtype": "bfloat16",
-        "quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear",
-                                "quantization_mode": "offline"},
     }
 
 
@@ -111,8 +117,9 @@ def export(run_folder: Path, folder: Path) -> None:
         raise FileError(f"expected a training run with checkpoint.pt, got {run_folder}; train first, or name its --out")
     state = read_checkpoint(checkpoint)
     tokenizer = Tokenizer.from_file(str(run_folder / "tokenizer.json"))
-    config = hugging_face_config(DecoderConfig(**state["config"]["model"]), *data.bos_and_eos(tokenizer))
-    tensors = packed_tensors(state["model"])
+    sizes = DecoderConfig(**state["config"]["model"])
+    config = hugging_face_config(sizes, *data.bos_and_eos(tokenizer))
+    tensors = packed_tensors(state["model"], sizes.weights == "ternary")
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "model.safetensors", lambda p: save_file(tensors, p, metadata={"format": "pt"}))
     replace_file(folder / "tokenizer.json", lambda p: tokenizer.save(str(p)))

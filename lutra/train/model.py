@@ -1,10 +1,11 @@
-"""The decoder of BitNet b1.58 2B4T in PyTorch, small.
+"""The decoder of BitNet b1.58 2B4T in PyTorch, small; and its float twin, a Llama.
 
-RMSNorm before attention and before the feed-forward; one more norm (SubLN) in front of `o_proj` and of `down_proj`;
-rotary positions in the half-rotation order; grouped key/value heads; `relu(gate)**2 * up`; the head is the embedding;
-no biases.  Modules carry the names of the Hugging Face checkpoint, so a state dict exports by name.
+Both have RMSNorm before attention and before the feed-forward, rotary positions in the half-rotation order, grouped
+key/value heads, the embedding as head, no biases.  Ternary weights come with one more norm (SubLN) in front of `o_proj`
+and of `down_proj` and with `relu(gate)**2 * up`; float weights with `silu(gate) * up`, as every engine can run it.
+Modules carry the names of the Hugging Face checkpoint, so a state dict exports by name.
 
-Source    BitNet b1.58 2B4T, arXiv 2504.12285, section 2
+Sources   BitNet b1.58 2B4T, arXiv 2504.12285, section 2; Llama, arXiv 2302.13971, section 2.2
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from torch.nn import functional as F
 
 from lutra.train.bitlinear import BitLinear, share_input
 
+WEIGHTS = ("ternary", "float")
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of the decoder.  Every size that a BitLinear sums over should be a multiple of 64."""
+    """Sizes of the decoder.  Every size that a BitLinear sums over should be a multiple of 64.
+
+    weights   "ternary" (BitNet b1.58) or "float" (Llama)
+    """
 
     vocab_size: int = 4096
     hidden_size: int = 256
@@ -32,6 +38,22 @@ class DecoderConfig:
     max_context: int = 512
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
+    weights: str = "ternary"
+
+    def linear(self, num_inputs: int, num_outputs: int) -> nn.Linear:
+        """A projection of the kind of weights that was chosen."""
+        return (BitLinear if self.weights == "ternary" else nn.Linear)(num_inputs, num_outputs, bias=False)
+
+    def sub_norm(self, size: int) -> nn.Module:
+        """The norm in front of an output projection; float weights need none."""
+        return nn.RMSNorm(size, self.norm_eps) if self.weights == "ternary" else nn.Identity()
+
+
+def share(x: torch.Tensor, *layers: nn.Linear) -> tuple[torch.Tensor, ...]:
+    """Apply several projections to one x; ternary ones quantise it once."""
+    if all(isinstance(layer, BitLinear) for layer in layers):
+        return share_input(x, *layers)
+    return tuple(layer(x) for layer in layers)
 
 
 def rotary_table(config: DecoderConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,18 +89,18 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = BitLinear(config.hidden_size, q_size, bias=False)
-        self.k_proj = BitLinear(config.hidden_size, kv_size, bias=False)
-        self.v_proj = BitLinear(config.hidden_size, kv_size, bias=False)
-        self.attn_sub_norm = nn.RMSNorm(q_size, config.norm_eps)
-        self.o_proj = BitLinear(q_size, config.hidden_size, bias=False)
+        self.q_proj = config.linear(config.hidden_size, q_size)
+        self.k_proj = config.linear(config.hidden_size, kv_size)
+        self.v_proj = config.linear(config.hidden_size, kv_size)
+        self.attn_sub_norm = config.sub_norm(q_size)
+        self.o_proj = config.linear(q_size, config.hidden_size)
 
     def heads(self, x: torch.Tensor) -> torch.Tensor:
         """[B, T, heads * head_dim] -> [B, heads, T, head_dim]"""
         return x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        q, k, v = (self.heads(y) for y in share_input(x, self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (self.heads(y) for y in share(x, self.q_proj, self.k_proj, self.v_proj))
         cos, sin = cos.to(v.dtype), sin.to(v.dtype)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         sharing = self.config.num_heads // self.config.num_kv_heads
@@ -88,18 +110,23 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Squared-ReLU gated feed-forward with a norm in front of the down projection."""
+    """Gated feed-forward: squared ReLU and a norm in front of the down projection, or SiLU."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.gate_proj = BitLinear(config.hidden_size, config.ffn_size, bias=False)
-        self.up_proj = BitLinear(config.hidden_size, config.ffn_size, bias=False)
-        self.ffn_sub_norm = nn.RMSNorm(config.ffn_size, config.norm_eps)
-        self.down_proj = BitLinear(config.ffn_size, config.hidden_size, bias=False)
+        self.gate_proj = config.linear(config.hidden_size, config.ffn_size)
+        self.up_proj = config.linear(config.hidden_size, config.ffn_size)
+        self.ffn_sub_norm = config.sub_norm(config.ffn_size)
+        self.down_proj = config.linear(config.ffn_size, config.hidden_size)
+        self.activation = squared_relu if config.weights == "ternary" else F.silu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = share_input(x, self.gate_proj, self.up_proj)
-        return self.down_proj(self.ffn_sub_norm((F.relu(gate).square() * up).float()))
+        gate, up = share(x, self.gate_proj, self.up_proj)
+        return self.down_proj(self.ffn_sub_norm((self.activation(gate) * up).float()))
+
+
+def squared_relu(x: torch.Tensor) -> torch.Tensor:
+    return F.relu(x).square()
 
 
 class Layer(nn.Module):

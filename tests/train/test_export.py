@@ -1,5 +1,6 @@
 """Export: codes survive packing, the folder holds what its readers expect, the reference equals the trained model."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,7 +10,12 @@ torch = pytest.importorskip("torch", reason="training needs PyTorch: pip install
 
 from safetensors.torch import load_file  # noqa: E402
 
+from lutra.compiler.launch import Workers  # noqa: E402
 from lutra.errors import FileError, FormatError  # noqa: E402
+from lutra.files import open_model  # noqa: E402
+from lutra.model.config import config_from  # noqa: E402
+from lutra.model.load import load_weights  # noqa: E402
+from lutra.model.transformer import Transformer  # noqa: E402
 from lutra.train import data, export  # noqa: E402
 from lutra.train.bitlinear import ternarize  # noqa: E402
 from lutra.train.model import DecoderConfig  # noqa: E402
@@ -106,6 +112,22 @@ def test_causal(run: Run, tmp_path: Path) -> None:
     short = export.reference_logits(tmp_path / "model", [0, 5, 9])
     longer = export.reference_logits(tmp_path / "model", [0, 5, 9, 200, 7])
     torch.testing.assert_close(short, longer[:3])
+
+
+def test_a_float_decoder_is_a_llama_that_any_engine_runs(tmp_path: Path) -> None:
+    run = Run.start(RunConfig(model=dataclasses.replace(TINY, weights="float"), length=16, batch_size=2), mixture())
+    run.save(tmp_path / "checkpoint.pt")
+    data.train_tokenizer(corpus(), 300).save(str(tmp_path / "tokenizer.json"))
+    export.export(tmp_path, tmp_path / "model")
+    file = open_model(tmp_path / "model")
+    config = config_from(file)
+    ids = [0, 5, 9, 200, 7]
+    got = Transformer(config, load_weights(file, config), Workers(1), 16, all_logits=True).score(ids, 0)
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.copy_(parameter.bfloat16())  # what the file holds
+        expected = run.model(torch.tensor([ids]))[0]
+    torch.testing.assert_close(torch.from_numpy(got.copy()), expected, rtol=0, atol=0.002 * float(expected.std()))
 
 
 def test_no_checkpoint_is_an_error(tmp_path: Path) -> None:
