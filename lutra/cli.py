@@ -16,7 +16,7 @@ import click
 
 from lutra import __version__
 from lutra.cli_bench import Counts, Names
-from lutra.cli_input import read_message, read_prompt, read_text, split_words
+from lutra.cli_input import read_message, read_prompt, split_words
 from lutra.cli_model import resolve
 from lutra.cli_show import LoadProgress, show_text, stats_line
 from lutra.engine.params import SamplingParams
@@ -60,6 +60,9 @@ def sampling_option(name: str) -> Callable[[Command], Command]:
 sampling_options = options(*map(sampling_option, SAMPLING_HELP))
 threads_option = click.option("--threads", type=click.IntRange(min=1), help="Default: the cores this process may use.")
 context_option = click.option("--ctx", "context", type=click.IntRange(min=1), help="Tokens to make room for.")
+window_option = click.option(
+    "--context", "--ctx", "context", type=click.IntRange(min=1), help="Tokens of a window.  Default: the protocol's."
+)
 kv_option = click.option("--kv", default="f16", show_default=True, help="KV cache of f16, bf16, f32, int8 or int4.")
 head_option = click.option("--head", help="Round the head to this format, as planes4-g32.  Default: as stored.")
 memory_options = options(threads_option, context_option, kv_option, head_option)
@@ -278,16 +281,26 @@ def pack(model: str, out: str, order: str, head: str | None) -> None:
 @cli.command()
 @click.argument("model")
 @click.argument("file", type=click.File("rb"))
-@memory_options
+@click.option("--protocol", default="windows", show_default=True, help="windows, gptq or llama.cpp.")
+@window_option
+@threads_option
+@kv_option
+@head_option
 def perplexity(
-    model: str, file: BinaryIO, threads: int | None, context: int | None, kv: str, head: str | None
+    model: str, file: BinaryIO, protocol: str, context: int | None, threads: int | None, kv: str, head: str | None
 ) -> None:
-    """Measure how well MODEL expects the text in FILE (UTF-8; - is stdin): lower is better."""
-    text = read_text(file, file.name)
-    llm = load(model, threads, context, kv=kv, head=head)
-    with LoadProgress() as progress:
-        value = llm.perplexity(text, context, progress)
-    click.echo(f"perplexity {value:.4f}")
+    """Measure how well MODEL expects the text in FILE (UTF-8; - is stdin): lower is better.
+
+    \b
+    lutra perplexity model.gguf wiki.test.raw --protocol llama.cpp    as llama-perplexity measures
+    lutra perplexity model.gguf test.jsonl --protocol gptq            as papers do; the lines' "text", joined
+
+    Numbers can be compared only where protocol, context and text are the same.
+    """
+    from lutra import cli_quality
+
+    text = cli_quality.text_of(file)
+    click.echo(cli_quality.perplexity(load(model, threads, context, kv=kv, head=head), text, context, protocol))
 
 
 @cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)

@@ -39,9 +39,9 @@ class Parrot:
     def describe(self) -> str:
         return "a parrot"
 
-    def perplexity(self, text: str, context: int | None, progress: Any) -> float:
+    def measure(self, text: str, context: int | None, progress: Any, protocol: str) -> str:
         progress("measuring", len(text), len(text))
-        return float(len(text))
+        return f"{protocol} {context} {text}"
 
 
 PARROT = Parrot()
@@ -295,7 +295,11 @@ def test_ctrl_c_in_a_chat_keeps_what_was_said(capsys: pytest.CaptureFixture[str]
 def test_perplexity(asked: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.txt").write_text("12345", "utf-8")
     assert cli.exit_code(["perplexity", "m.gguf", str(tmp_path / "text.txt")]) == 0
-    assert capsys.readouterr().out == "perplexity 5.0000\n"
+    assert capsys.readouterr().out == "windows None 12345\n"
+    (tmp_path / "rows.jsonl").write_text('{"text": "1"}\n{"text": "2"}\n', "utf-8")
+    words = ["perplexity", "m.gguf", str(tmp_path / "rows.jsonl"), "--protocol", "gptq", "--context", "64"]
+    assert cli.exit_code(words) == 0
+    assert capsys.readouterr().out == "gptq 64 1\n\n2\n"
 
 
 def test_pack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from lutra.engine import perplexity
 from lutra.engine.params import SamplingParams
+from lutra.engine.perplexity import DEFAULT_PROTOCOL, Perplexity
 from lutra.engine.runner import run_pending
 from lutra.engine.sampler import check_finite, make_rng, sample
 from lutra.engine.sequence import Sequence
@@ -150,15 +151,30 @@ class LLM:
             )
 
     def perplexity(self, text: str, context: int | None = None, progress: Progress | None = None) -> float:
-        """Perplexity of a text in windows of `context` tokens (default: all that was made room for).
+        """Perplexity of a text in windows of `context` tokens; `measure` says more, and by which protocol."""
+        return self.measure(text, context, progress).value
 
-        progress  called as progress(label, done, total), in tokens
-        Raises RequestError for a text too short to score.
+    def measure(
+        self,
+        text: str,
+        context: int | None = None,
+        progress: Progress | None = None,
+        protocol: str = DEFAULT_PROTOCOL,
+    ) -> Perplexity:
+        """Measure the perplexity of a text by a protocol of engine/perplexity.PROTOCOLS.
+
+        context   tokens of a window; default: the protocol's, or all that was made room for where that is less
+        progress  called as progress(label, done, total), in scored tokens
+        Raises RequestError for a text too short to score and a protocol there is not.
         """
-        window = context or self.transformer.context
-        tokens = self.tokenizer.encode(text, add_bos=False)
-        bos_id = self.tokenizer.bos_id if self.tokenizer.add_bos else None
-        return perplexity.perplexity(self.transformer.scorer(window), tokens, bos_id, window, progress)
+        tokens, bos_id = self.tokens_of(text)
+        window = perplexity.window_size(protocol, context, self.transformer.context)
+        scorer = self.transformer.scorer(window)
+        return perplexity.measure(scorer, tokens, bos_id, window, protocol, progress)
+
+    def tokens_of(self, text: str) -> tuple[list[int], int | None]:
+        """The tokens of a text without BOS, and the BOS token where the model wants one."""
+        return self.tokenizer.encode(text, add_bos=False), self.tokenizer.bos_id if self.tokenizer.add_bos else None
 
     def describe(self) -> str:
         """The model in words: sizes, and how each tensor is stored and computed."""
