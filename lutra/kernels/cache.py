@@ -32,7 +32,8 @@ from lutra.kernels.tiles import round_up
 
 BLOCK = rope.BLOCK  # positions of a key word row
 STRIDE = 64  # positions attention takes at a time; codes are allocated in such blocks
-F16_LIMIT = 65504.0
+F16_LIMIT = 65504.0  # keys and values are held at it, and NaN counts as 0
+QUERY_LIMIT = 1e20  # queries likewise: their scores stay finite, and no float without an integer is ever converted
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def quantize_spec(x: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray, np.
     returns  uint8 [..., D], and as the f32 values of f16 numbers: scale [...], minimum [...]
     """
     levels = np.float32(CODES[kind].levels)
-    x = x.clip(-F16_LIMIT, F16_LIMIT).astype(np.float32)
+    x = rope.held_spec(x, F16_LIMIT)
     least, largest = x.min(-1) + np.float32(0), x.max(-1)  # -0 becomes 0
     minimum = least.astype(np.float16).astype(np.float32)
     scale = ((largest - least) / levels).astype(np.float16).astype(np.float32)

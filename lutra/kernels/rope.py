@@ -7,8 +7,8 @@ keys and values into the cache of one layer.  One task is one row and one key/va
 Cache layout, C = context padded to 16, D = head_dim:
     keys     [kv_heads, C / 16, D, 16]       sixteen positions lie side by side, as attention's lanes
     values   [kv_heads, C, D padded to 16]
-in f32, or in f16 or bf16: rounded to even on the way in, and held at their largest numbers so that a cache never holds
-infinity.  A cache of int8 or int4 codes is rope_codes.py's.
+in f32, or in f16 or bf16: rounded to even on the way in, held at their largest numbers, and 0 for NaN, so that all a
+cache ever holds is finite.  A cache of int8 or int4 codes is rope_codes.py's.
 
 Source    Su et al., RoFormer, arXiv 2104.09864; Qwen3 technical report, arXiv 2505.09388 (norm of q and k)
 """
@@ -31,6 +31,7 @@ from lutra.compiler.language import (
     maximum,
     minimum,
     reduce_add,
+    select,
     shuffle,
     splat,
     sqrt,
@@ -48,7 +49,7 @@ BLOCK = 16  # positions side by side in the key cache
 FLOATS: dict[str, tuple[DType, float]] = {
     "f16": (f16, 65504.0),
     "bf16": (bf16, 3.3895313892515355e38),
-    "f32": (f32, float("inf")),
+    "f32": (f32, 3.4028234663852886e38),
 }
 
 
@@ -97,9 +98,15 @@ def rope_store_spec(
     if q_norm is not None and k_norm is not None:
         q, k = head_norm_spec(q, q_norm, eps), head_norm_spec(k, k_norm, eps)
     qkv[:, : heads * head_dim] = rotate_spec(q, cos[rows], sin[rows]).reshape(m, -1)
-    limit = np.float32(FLOATS[float_name(keys)][1])
-    keys[:, rows // BLOCK, :, rows % BLOCK] = rotate_spec(k, cos[rows], sin[rows]).clip(-limit, limit)
-    values[:, rows, :head_dim] = v.swapaxes(0, 1).clip(-limit, limit)
+    limit = FLOATS[float_name(keys)][1]
+    keys[:, rows // BLOCK, :, rows % BLOCK] = held_spec(rotate_spec(k, cos[rows], sin[rows]), limit)
+    values[:, rows, :head_dim] = held_spec(v.swapaxes(0, 1), limit)
+
+
+def held_spec(x: np.ndarray, limit: float) -> np.ndarray:
+    """x between -limit and limit, 0 for NaN."""
+    bound = np.float32(limit)
+    return np.where(np.isnan(x), np.float32(0), x).clip(-bound, bound)
 
 
 def head_norm_spec(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -171,8 +178,13 @@ def padded(head_dim: int) -> int:
 
 def _narrow(v: Value, cache: DType) -> Value:
     """What the cache holds of f32 numbers."""
-    limit = FLOATS[cache.name][1]
-    return v if cache == f32 else convert(minimum(maximum(v, -limit), limit), cache)
+    v = held(v, FLOATS[cache.name][1])
+    return v if cache == f32 else convert(v, cache)
+
+
+def held(v: Value, limit: float) -> Value:
+    """v between -limit and limit, 0 for NaN."""
+    return minimum(maximum(select(v.equals(v), v, 0.0), -limit), limit)
 
 
 def rotate(

@@ -41,8 +41,19 @@ from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES
 from lutra.kernels.buffers import check_state
-from lutra.kernels.cache import BLOCK, CODES, F16_LIMIT, STRIDE, Cache, Codes, Queries, integers_spec, quantize_spec
-from lutra.kernels.rope import check_norms, chunks, head_norm_spec, rotate, rotate_spec
+from lutra.kernels.cache import (
+    BLOCK,
+    CODES,
+    F16_LIMIT,
+    QUERY_LIMIT,
+    STRIDE,
+    Cache,
+    Codes,
+    Queries,
+    integers_spec,
+    quantize_spec,
+)
+from lutra.kernels.rope import check_norms, chunks, head_norm_spec, held, held_spec, rotate, rotate_spec
 
 SMALLEST = 1e-20  # a largest magnitude below it counts as this, so that its reciprocal stays finite
 
@@ -80,6 +91,7 @@ def rope_store_spec(
 
 def _store_queries_spec(q: np.ndarray, queries: Queries, codes: Codes) -> None:
     m, _, head_dim = q.shape
+    q = held_spec(q, QUERY_LIMIT)
     largest = np.maximum(np.abs(q).max(-1), np.float32(SMALLEST))
     parts = integers_spec(q, np.float32(codes.most) / largest, codes.parts)  # [parts, M, heads, D]
     queries.codes[:m] = 0
@@ -196,6 +208,7 @@ def _vectors(qkv: Value, at: Value, head_dim: int, padding: float | None = None)
 
 def _store_query(parts: list[Value], codes: Value, scales: Value, place: Value, columns: int, kind: Codes) -> None:
     """Integers of a query, the value of 1 and the integers' sum."""
+    parts = [held(v, QUERY_LIMIT) for v in parts]
     largest = absolute(parts[0])
     for v in parts[1:]:
         largest = maximum(largest, absolute(v))
@@ -224,7 +237,7 @@ def signed_bytes(whole: Value, parts: int) -> list[Value]:
 
 def _quantized(parts: list[Value], scales: Value, at: Value, kind: Codes, head_dim: int) -> list[Value]:
     """u8x16 codes of a vector, whose scale and minimum are stored; codes beyond head_dim are 0."""
-    parts = [minimum(maximum(v, -F16_LIMIT), F16_LIMIT) for v in parts]
+    parts = [held(v, F16_LIMIT) for v in parts]
     low = high = parts[0]
     for v in parts[1:]:
         low, high = minimum(low, v), maximum(high, v)

@@ -141,6 +141,22 @@ def test_extreme_and_equal_numbers_stay_finite(kind):
     assert y.tobytes() == attention_spec(queries, cache, 4, 0, 1).tobytes()
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", CODES)
+def test_no_number_at_all_is_zero(kind, isa):
+    """What CPUs make of NaN and infinity as integers differs, so none may get there: neither in queries nor in keys."""
+    qkv, cache, queries = make(kind, 3, 2, 1, 8)
+    qkv[0, :32], qkv[1, [0, 9, 17, 25]], qkv[2, [3, 20]] = np.nan, [np.inf, -np.inf, np.nan, np.inf], [-np.inf, np.nan]
+    qkv[2, 8:16] = -np.nan
+    want = qkv.copy(), allocate(kind, 1, CONTEXT, 8), allocate_queries(kind, 3, 2, 8)
+    rope_store_spec(*want, *tables(8), 0, 2)
+    fill(qkv, cache, queries, 0, 2, isa)
+    assert contents(qkv, cache, queries)[1:] == contents(*want)[1:]  # rows keep their NaN, whose sign is nobody's
+    assert not queries.codes[0].any() and not keys_of(cache, 0)[0, 0].any()
+    y = attend(cache, queries, 3, 0, 2, isa)
+    assert np.isfinite(y).all() and y.tobytes() == attention_spec(queries, cache, 3, 0, 2).tobytes()
+
+
 @pytest.mark.parametrize("kind, num_bytes", [("f32", 1024), ("f16", 512), ("bf16", 512), ("int8", 264), ("int4", 136)])
 def test_bytes_of_a_position(kind, num_bytes):
     assert position_bytes(kind, 1, 128) == num_bytes

@@ -98,6 +98,17 @@ def test_numbers_beyond_f16_stay_finite():
     assert keys[0, 0, :4, 0].tolist() == values[0, 0, :4].tolist() == [65504, -65504, 65504, 1]
 
 
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
+def test_a_cache_never_holds_nan_or_infinity(dtype):
+    qkv, keys, values = make(2, 1, 1, 8, dtype)
+    qkv[:, 8:24] = [np.nan, np.inf, -np.inf, 1, 0, 0, 0, 0] * 2  # warns: the specification multiplies infinity by 0
+    want = qkv.copy(), keys.copy(), values.copy()
+    rope.rope_store_spec(*want, *tables(8), 0, 1)
+    run(qkv, keys, values, 0, heads=1)
+    assert keys.tobytes() == want[1].tobytes() and values.tobytes() == want[2].tobytes()
+    assert values[0, 0, 0] == 0 and np.isfinite(values.astype("f4")).all() and np.isfinite(keys.astype("f4")).all()
+
+
 def test_bad_requests_say_what_was_expected():
     qkv, keys, values = make(1, 4, 2, 64)
     with pytest.raises(KernelError, match="multiple of kv_heads"):
