@@ -10,6 +10,7 @@ import numpy as np
 
 from lutra.files.model_file import ModelFile
 from lutra.formats.qtensor import QTensor
+from lutra.formats.sidecars import Adapted
 from lutra.model.config import ModelConfig
 from lutra.model.rope import rope_frequencies
 from lutra.quantize.ternary import absmean
@@ -70,15 +71,18 @@ class ReferenceDecoder:
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + self.config.norm_eps) * self._dense(name)
 
     def _linear(self, name: str, x: np.ndarray) -> np.ndarray:
-        weight = self.weights[name]
+        weight, dense = self.weights[name], self._dense(name)
+        if isinstance(weight, Adapted):  # int8 groups are runs of inputs in the weight's order
+            x, weight = weight.inputs(x), weight.weight
+            dense = weight.dequantize().astype(np.float64)
         if isinstance(weight, QTensor):
             x = _through_int8(x, weight.format.activation_group)
         bias = self.weights.get(name + ".bias")
-        return x @ self._dense(name).T + (0 if bias is None else bias.astype(np.float64))
+        return x @ dense.T + (0 if bias is None else bias.astype(np.float64))
 
     def _dense(self, name: str) -> np.ndarray:
         weight = self.weights[name]
-        return (weight.dequantize() if isinstance(weight, QTensor) else weight).astype(np.float64)
+        return (weight if isinstance(weight, np.ndarray) else weight.dequantize()).astype(np.float64)
 
 
 def _through_int8(x: np.ndarray, group: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lutra.formats.qtensor import QTensor
+from lutra.formats.sidecars import Adapted
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,11 @@ class LazyTensor:
     stored_type: str
     shape: tuple[int, ...]
     recoded: str
-    load: Callable[[], np.ndarray | QTensor] = field(repr=False, compare=False)
+    load: Callable[[], np.ndarray | QTensor | Adapted] = field(repr=False, compare=False)
 
-    def read(self) -> np.ndarray | QTensor:
-        """Return the values: a mapped, read-only array for dense types, a QTensor for quantised ones.
+    def read(self) -> np.ndarray | QTensor | Adapted:
+        """Return the values: a mapped, read-only array for dense types, a QTensor for quantised ones, Adapted with
+        side-cars.
 
         raises   FileError    the stored values have no meaning (a scale that is not finite, an unused code)
         """

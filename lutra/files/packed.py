@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import ml_dtypes
 import numpy as np
 
 from lutra.files.door import map_file, parse_object, refusal, shown
@@ -31,7 +32,10 @@ VERSION = 1
 METADATA_KEY = "lutra"
 LINE_BYTES = 64
 FILL = "fill."
-DTYPES: dict[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("u1"), "I8": np.dtype("i1"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype("<f4"),
+}  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 AGAIN = "pack the model again"
 _BLOCK_BYTES = 1 << 26  # written between two reports of progress

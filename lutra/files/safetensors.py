@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
 
 from lutra.errors import FileError, FormatError
-from lutra.files import bitnet
+from lutra.files import bitnet, quantised
+from lutra.files.checkpoint import Layout, layout_of, linear_of
 from lutra.files.door import map_file, parse_object, refusal, shown
 from lutra.files.model_file import LazyTensor, ModelFile
 from lutra.files.names import HUGGING_FACE, LINEARS
@@ -23,9 +25,16 @@ from lutra.formats.qtensor import QTensor
 MAX_JSON_BYTES = 1 << 24
 SHARD_NAME = re.compile(r"[^/\\\0]{1,240}\.safetensors")
 BROKEN = "the file is damaged or hostile: download it again"
+T = TypeVar("T")
 
-# dtypes whose values lutra reads
+# dtypes whose values lutra reads as weights
 DENSE = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
+# and as parts of quantised ones
+PARTS = DENSE | {
+    "I8": np.dtype("i1"), "U8": np.dtype("u1"), "BOOL": np.dtype("u1"), "I16": np.dtype("<i2"), "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"), "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype("u1"),
+}  # fmt: skip
 PACKED = "U8"
 
 
@@ -41,14 +50,14 @@ class StoredTensor:
 
     def dense(self) -> np.ndarray:
         """Return the mapped values; copied only where the file put them at an odd address."""
-        values: np.ndarray = self.data.view(DENSE[self.dtype]).reshape(self.shape)
+        values: np.ndarray = self.data.view(PARTS[self.dtype]).reshape(self.shape)
         return values if values.flags.aligned else values.copy()
 
 
 def open(path: str | Path) -> ModelFile:
     """Open a Hugging Face folder, or one .safetensors file that has config.json beside it.
 
-    returns  ModelFile    tensors mapped, nothing read yet; BitNet's packed bytes become ternary QTensors when read
+    returns  ModelFile    tensors mapped, nothing read yet; quantised linears become QTensors when read
     raises   FileError    no or bad config.json, a header that does not fit its file, shards that are missing or lie
                           elsewhere, a dtype that is not read
     """
@@ -56,9 +65,9 @@ def open(path: str | Path) -> ModelFile:
     folder = path if path.is_dir() else path.parent
     config = read_config(folder)
     stored = _read_folder(folder) if path.is_dir() else read_file(path)
+    tensors, stored = _quantised(stored, quantised.layouts(config))
     divides = bitnet.scale_divides(config)
     scales = {name + bitnet.SCALE_SUFFIX for name, tensor in stored.items() if tensor.dtype == PACKED}
-    tensors: dict[str, LazyTensor] = {}
     unknown = []
     for source_name, tensor in stored.items():
         name = HUGGING_FACE.canonical(source_name)
@@ -131,6 +140,50 @@ def _read_text(path: Path) -> bytes:
     if len(data) > MAX_JSON_BYTES:
         raise refusal(path, "file", f"at most {MAX_JSON_BYTES} bytes of JSON", f"{len(data)} bytes", "check the file")
     return data.tobytes()
+
+
+def _quantised(
+    stored: dict[str, StoredTensor], layouts: tuple[Layout, ...]
+) -> tuple[dict[str, LazyTensor], dict[str, StoredTensor]]:
+    """Put the parts of quantised linears together: these by lutra's names, and the stored tensors that are left."""
+    linears: dict[str, dict[str, StoredTensor]] = {}
+    for source_name, tensor in stored.items():
+        prefix, suffix = linear_of(source_name, layouts) or ("", "")
+        if prefix and HUGGING_FACE.canonical(f"{prefix}.weight"):
+            linears.setdefault(prefix, {})[suffix] = tensor
+    found, left = {}, dict(stored)
+    for prefix, parts in linears.items():
+        layout = layout_of(set(parts), layouts)
+        if layout is not None:
+            parts.pop("bias", None)  # read as any other bias is
+            lazy = _lazy_linear(prefix, layout, parts)
+            found[lazy.name] = lazy
+            for tensor in parts.values():
+                del left[tensor.name]
+    return found, left
+
+
+def _lazy_linear(prefix: str, layout: Layout, parts: dict[str, StoredTensor]) -> LazyTensor:
+    """Wrap a linear of several tensors."""
+    for tensor in parts.values():
+        if tensor.dtype not in PARTS:
+            raise refusal(tensor.path, f"tensor {shown(tensor.name)} dtype", f"one of {', '.join(PARTS)}", tensor.dtype,
+                          "convert the model to GGUF")
+    values = {suffix: tensor.dense() for suffix, tensor in parts.items()}
+    path = next(iter(parts.values())).path
+    name = HUGGING_FACE.canonical(f"{prefix}.weight")
+    assert name is not None
+    shape = _told(path, prefix, partial(layout.shape, values))
+    return LazyTensor(name, prefix, layout.name, shape, layout.recoded,
+                      partial(_told, path, prefix, partial(layout.read, values)))
+
+
+def _told(path: Path, prefix: str, read: Callable[[], T]) -> T:
+    """Do what may find the parts of a linear without meaning, and say where."""
+    try:
+        return read()
+    except FormatError as error:
+        raise FileError(f"{path}: tensor {shown(prefix)}: {error}") from None
 
 
 def _lazy(

@@ -15,7 +15,7 @@ from lutra.files.door import shown
 from lutra.files.model_file import ModelFile
 from lutra.formats import catalog
 from lutra.formats.format import Format
-from lutra.formats.qtensor import QTensor
+from lutra.formats.sidecars import Adapted
 from lutra.kernels.cache import DEFAULT_KIND, check_kind
 from lutra.model import packed
 from lutra.model.config import ModelConfig, config_from
@@ -67,7 +67,7 @@ def load_model(
     else:
         weights = load_weights(file, config, progress or _silent, head=format)
     factors = file.tensors["rope_freqs"].read() if "rope_freqs" in file.tensors else None
-    assert not isinstance(factors, QTensor)
+    assert factors is None or isinstance(factors, np.ndarray)
     room = context or min(config.max_context, DEFAULT_CONTEXT)
     transformer = Transformer(config, weights, Workers(threads), room, factors=factors, kv=kv)
     return Model(file, config, tokenizer, weights, transformer, format)
@@ -102,7 +102,10 @@ class Reader:
     def matrix(self, name: str, rows: int, columns: int) -> Matrix:
         """A weight [rows, columns]; masters of models trained with int8 activations become ternary."""
         value = self._read(name, (rows, columns))
-        if isinstance(value, QTensor) or not self.config.family.quantize_activations or name in ("embed", "head"):
+        if isinstance(value, Adapted) and name in ("embed", "head"):
+            return value.dequantize()  # rows are taken out of the one, the other meets only some rows
+        is_master = self.config.family.quantize_activations and name not in ("embed", "head")
+        if not isinstance(value, np.ndarray) or not is_master:
             return value
         dense = np.asarray(value, np.float32)
         return find_ternary(dense) or absmean(dense)  # some files hold the ternary values already, times their scale

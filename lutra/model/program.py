@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from lutra.compiler.launch import Step
-from lutra.kernels import activations, argmax, choose, embed, kv, norm, trit_tables
+from lutra.kernels import activations, adapt, argmax, choose, embed, kv, norm, trit_tables
 from lutra.kernels.activations import Activations
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import TiledWeight
 from lutra.model.buffers import Buffers
 from lutra.model.config import ModelConfig
-from lutra.model.weights import LayerWeights, Linear, Weights
+from lutra.model.weights import Inputs, LayerWeights, Linear, Weights
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,11 @@ class Recorder:
     def _attention(self, index: int, layer: LayerWeights) -> list[Step]:
         b, c = self.buffers, self.config
         cache = b.caches[index]
-        steps = self._inputs(layer.qkv, b.residual, layer.attn_norm, b.state)
-        for linear in layer.qkv:
-            steps.append(self._matmul(linear, self.scratch.of(linear.weight, b.residual), b.qkv, b.state, "store"))
+        steps = []
+        for linears in sharing_inputs(layer.qkv):
+            steps += self._inputs(linears, b.residual, layer.attn_norm, b.state)
+            for linear in linears:
+                steps.append(self._matmul(linear, self.scratch.of(linear.weight, b.residual), b.qkv, b.state, "store"))
         norms: dict[str, Any] = {"q_norm": layer.q_norm, "k_norm": layer.k_norm, "eps": c.norm_eps}
         options = {"heads": c.num_heads, "isa": self.isa}
         steps.append(kv.bind_store(b.qkv, cache, b.queries, b.cos, b.sin, b.state, **options, **norms))
@@ -74,7 +76,7 @@ class Recorder:
     def _project(self, linear: Linear, x: np.ndarray, norm_weight: np.ndarray | None) -> list[Step]:
         """residual += linear(x), of the normalised x where the family has a norm there."""
         b = self.buffers
-        reads_x = norm_weight is None and linear.weight.format is None
+        reads_x = norm_weight is None and linear.weight.format is None and linear.inputs is None
         source = x if reads_x else self.scratch.of(linear.weight, x)
         steps = [] if reads_x else self._inputs((linear,), x, norm_weight, b.state)
         return steps + [self._matmul(linear, source, b.residual, b.state, "add")]
@@ -87,9 +89,11 @@ class Recorder:
         state: np.ndarray,
         source_row: str = "all",
     ) -> list[Step]:
-        """x normalised, and quantised where a linear wants int8: once for each kind of input the linears need."""
+        """x normalised, in order, and quantised where a linear wants int8: once for each kind of input they need."""
         kinds = {self.scratch.kind(linear.weight): linear.weight for linear in linears}
         steps = []
+        if linears[0].inputs is not None:
+            x, steps, norm_weight = *self._in_order(linears[0].inputs, x, norm_weight, state), None
         for weight in kinds.values():
             target = self.scratch.of(weight, x)
             options: dict[str, Any] = {"width": weight.k, "source_row": source_row, "isa": self.isa}
@@ -103,12 +107,29 @@ class Recorder:
                 steps.append(norm.bind(x, norm_weight, target, state, **options))
         return steps
 
+    def _in_order(
+        self, inputs: Inputs, x: np.ndarray, norm_weight: np.ndarray | None, state: np.ndarray
+    ) -> tuple[np.ndarray, list[Step]]:
+        """x normalised, then in the order and scale that a weight with side-cars wants."""
+        ordered = self.scratch.floats("ordered", x.shape)
+        if norm_weight is None:
+            return ordered, [adapt.bind(x, inputs.perm, inputs.factors, ordered, state, isa=self.isa)]
+        normed = self.scratch.floats("normed", x.shape)
+        options: dict[str, Any] = {"width": inputs.perm.size, "eps": self.config.norm_eps, "isa": self.isa}
+        first = norm.bind(x, norm_weight, normed, state, **options)
+        return ordered, [first, adapt.bind(normed, inputs.perm, inputs.factors, ordered, state, isa=self.isa)]
+
     def _matmul(self, linear: Linear, source: Source, y: np.ndarray, state: np.ndarray, epilogue: str) -> Step:
         tile_m = choose.tile_m(linear.weight, self.rows, self.isa)
         return choose.bind(
             linear.weight, source, y, state,
             epilogue=epilogue, bias=linear.bias, column=linear.column, tile_m=tile_m, isa=self.isa,
         )  # fmt: skip
+
+
+def sharing_inputs(linears: tuple[Linear, ...]) -> list[tuple[Linear, ...]]:
+    """Linears of one input, apart where each wants it in an order of its own: buffers are written just before use."""
+    return [linears] if all(linear.inputs is None for linear in linears) else [(linear,) for linear in linears]
 
 
 Source = Activations | np.ndarray  # what a linear reads: int8 activations, or f32 [rows, stride]
@@ -135,6 +156,15 @@ class Scratch:
         if key not in self._buffers:
             self._buffers[key] = self._allocate(weight, x)
         return self._buffers[key]
+
+    def floats(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """An f32 buffer of this shape, for what stands between two kernels."""
+        key = (name, shape)
+        if key not in self._buffers:
+            self._buffers[key] = aligned(shape, np.float32)
+        buffer = self._buffers[key]
+        assert isinstance(buffer, np.ndarray)
+        return buffer
 
     def _allocate(self, weight: TiledWeight, x: np.ndarray) -> Source:
         if weight.format is None:

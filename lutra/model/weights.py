@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from lutra.errors import FormatError
 from lutra.formats.qtensor import QTensor
+from lutra.formats.sidecars import Adapted
 from lutra.kernels import choose, embed
 from lutra.kernels.stored import EXTENTS
 from lutra.kernels.tiles import TiledWeight, interleave_rows
 
-Matrix = np.ndarray | QTensor
+Matrix = np.ndarray | QTensor | Adapted
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The order and scale in which a linear wants its inputs: x[:, perm] * factors.
+
+    perm     int32 [K]      factors  f32 [K]
+    """
+
+    perm: np.ndarray
+    factors: np.ndarray
+
+    def equals(self, other: Inputs) -> bool:
+        return np.array_equal(self.perm, other.perm) and np.array_equal(self.factors, other.factors)
 
 
 @dataclass(frozen=True)
@@ -23,11 +39,13 @@ class Linear:
     weight   TiledWeight
     bias     f32 [padded_n] or None
     column   where its outputs start in the row it writes
+    inputs   how its inputs are put in order first; None for as they come
     """
 
     weight: TiledWeight
     bias: np.ndarray | None = None
     column: int = 0
+    inputs: Inputs | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,8 @@ class Weights:
 
 def tile(matrix: Matrix, bias: np.ndarray | None = None, column: int = 0, order: str | None = None) -> Linear:
     """Put a weight into `order` if that takes its format, else into the order of the kernel that `choose` picks."""
+    if isinstance(matrix, Adapted):
+        return replace(tile(matrix.weight, bias, column, order), inputs=_inputs(matrix))
     holds = order is not None and isinstance(matrix, QTensor) and EXTENTS[order].holds(matrix.format)
     weight = choose.tile(matrix, order=order if holds else None)
     padded = None
@@ -92,28 +112,58 @@ def side_by_side(
     matrices: Sequence[Matrix], biases: Sequence[np.ndarray | None], order: str | None = None
 ) -> tuple[Linear, ...]:
     """Weights that read the same input: one Linear if they share a format, else one each, in columns."""
-    if _same_format(matrices):
+    if _can_stack(matrices):
         return (tile(_stack(matrices), _stack_biases(matrices, biases), order=order),)
     columns = np.cumsum([0, *(matrix.shape[0] for matrix in matrices)])
     return tuple(tile(m, bias, int(column), order) for m, bias, column in zip(matrices, biases, columns, strict=False))
 
 
 def gated(gate: Matrix, up: Matrix, order: str | None = None) -> Linear:
-    """Gate and up as one weight; where their formats differ both are widened to f32."""
-    pair: tuple[Any, Any] = (gate, up) if _same_format([gate, up]) else (widen(gate), widen(up))
+    """Gate and up as one weight; where their formats or inputs differ both are widened to f32."""
+    if not _can_stack([gate, up]):
+        gate, up = widen(gate), widen(up)
+    if isinstance(gate, Adapted) and isinstance(up, Adapted):
+        both = interleave_rows(gate.weight, up.weight)
+        return replace(tile(both, order=order), inputs=_inputs(gate))
+    pair: tuple[Any, Any] = (gate, up)
     return tile(interleave_rows(*pair), order=order)
 
 
 def widen(matrix: Matrix) -> np.ndarray:
     """Dense f32 of any weight."""
-    return matrix.dequantize() if isinstance(matrix, QTensor) else np.asarray(matrix, np.float32)
+    return np.asarray(matrix, np.float32) if isinstance(matrix, np.ndarray) else matrix.dequantize()
 
 
-def _same_format(matrices: Sequence[Matrix]) -> bool:
-    return len({matrix.format if isinstance(matrix, QTensor) else matrix.dtype.name for matrix in matrices}) == 1
+def _inputs(matrix: Adapted) -> Inputs:
+    """What the kernel of side-cars reads.
+
+    raises   FormatError   a low-rank term, for which there is no kernel
+    """
+    if matrix.low_rank is not None:
+        raise FormatError("expected a weight without a low-rank term, got one; widen it, or quantise without")
+    k = matrix.shape[1]
+    perm = np.arange(k, dtype=np.int32) if matrix.perm is None else matrix.perm
+    factors = np.ones(k, np.float32) if matrix.input_scale is None else matrix.input_scale[perm]
+    return Inputs(perm, factors)
+
+
+def _can_stack(matrices: Sequence[Matrix]) -> bool:
+    """Whether weights can be one: of one format, and with the same inputs."""
+    adapted = [_inputs(matrix) for matrix in matrices if isinstance(matrix, Adapted)]
+    same_inputs = not adapted or (len(adapted) == len(matrices) and all(adapted[0].equals(x) for x in adapted[1:]))
+    return same_inputs and len({_kind(matrix) for matrix in matrices}) == 1
+
+
+def _kind(matrix: Matrix) -> object:
+    if isinstance(matrix, np.ndarray):
+        return matrix.dtype.name
+    return (matrix.weight if isinstance(matrix, Adapted) else matrix).format
 
 
 def _stack(matrices: Sequence[Matrix]) -> Matrix:
+    adapted = [matrix for matrix in matrices if isinstance(matrix, Adapted)]
+    if adapted:
+        return replace(adapted[0], weight=QTensor.concat([matrix.weight for matrix in adapted]))
     quantised = [matrix for matrix in matrices if isinstance(matrix, QTensor)]
     return QTensor.concat(quantised) if quantised else np.concatenate([np.asarray(matrix) for matrix in matrices])
 

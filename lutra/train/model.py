@@ -18,8 +18,6 @@ from torch.nn import functional as F
 
 from lutra.train.bitlinear import BitLinear, share_input
 
-WEIGHTS = ("ternary", "float")
-
 
 @dataclass(frozen=True)
 class DecoderConfig:

@@ -3,6 +3,7 @@ import pytest
 
 from lutra.errors import FileError, FormatError
 from lutra.files.bitnet import is_bitnet, scale_divides, unpack
+from lutra.files.quantised import layouts
 from tests.files.make_models import pack_bitnet
 
 
@@ -34,13 +35,16 @@ def test_linear_class_decides(quantization, divides):
     assert scale_divides(config) is divides
 
 
-@pytest.mark.parametrize(
-    "quantization",
-    [{"linear_class": "other"}, {"linear_class": ["bitlinear"]}, {"quant_method": "gptq"}, "bitnet", ["bitnet"], 4],
-)
+@pytest.mark.parametrize("linear_class", ["other", ["bitlinear"], 4])
+def test_other_linear_classes_are_refused(linear_class):
+    with pytest.raises(FileError, match=r"expected .* got .*; "):
+        scale_divides({"quantization_config": {"linear_class": linear_class}})
+
+
+@pytest.mark.parametrize("quantization", [{"quant_method": "quip"}, "bitnet", ["bitnet"], 4])
 def test_other_quantisations_are_refused(quantization):
     with pytest.raises(FileError, match=r"expected .* got .*; "):
-        scale_divides({"quantization_config": quantization})
+        layouts({"quantization_config": quantization})
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.inf, np.nan, 1e-40])

@@ -1,0 +1,44 @@
+"""NVIDIA ModelOpt checkpoints: NVFP4 and FP8.
+
+NVFP4   weight u8 [N, K / 2], even column in the low nibble; weight_scale e4m3 [N, K / 16]; weight_scale_2 f32 [1]
+FP8     weight e4m3 [N, K]; weight_scale f32 [1]
+Source: TensorRT-Model-Optimizer, modelopt/torch/export/quant_utils.py
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lutra.files.checkpoint import Layout, Parts, option
+from lutra.files.floats import fp8_matrix, nibbles, nvfp4
+from lutra.formats.qtensor import QTensor
+
+ALGORITHMS = ("NVFP4", "FP8")
+BESIDE = ("input_scale", "bias", "k_scale", "v_scale")
+
+
+def layouts(config: dict[str, Any]) -> tuple[Layout, ...]:
+    """The layout of a quantization_config of quant_method modelopt.  Raises FileError for another quant_algo."""
+    inner = config.get("quantization", config)
+    algorithm = option(inner if isinstance(inner, dict) else {}, "quant_algo", ALGORITHMS)
+    return (LAYOUTS[algorithm],)
+
+
+def _read_nvfp4(parts: Parts) -> QTensor:
+    factor = parts["weight_scale_2"].astype(np.float32).reshape(-1)
+    return nvfp4(nibbles(parts["weight"]), parts["weight_scale"], factor)
+
+
+def _nvfp4_shape(parts: Parts) -> tuple[int, int]:
+    n, half = parts["weight"].shape
+    return n, 2 * half
+
+
+LAYOUTS = {
+    "NVFP4": Layout("modelopt-nvfp4", ("weight", "weight_scale", "weight_scale_2"), BESIDE, _nvfp4_shape, _read_nvfp4,
+                    "re-coded to e2m1 (lossless)"),
+    "FP8": Layout("modelopt-fp8", ("weight", "weight_scale"), BESIDE, lambda parts: parts["weight"].shape,
+                  lambda parts: fp8_matrix(parts["weight"], parts["weight_scale"]), "multiplied out to f32"),
+}  # fmt: skip

@@ -1,0 +1,85 @@
+"""What may stand beside a quantised weight: an order of its inputs, a scale for each, a low-rank correction.
+
+    y = weight @ quantised((x * input_scale)[perm])  +  U @ (V @ x)
+
+A side-car belongs to one weight of one model and says nothing about bits, so it is no axis of a Format.
+
+Sources   perm: GPTQ with act-order, arXiv 2210.17323; input_scale: AWQ, arXiv 2306.00978, where it is not folded into
+          the layer before; low_rank: LoRC in ZeroQuant-FP, arXiv 2307.09782, section 3
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lutra.errors import FormatError
+from lutra.formats.qtensor import QTensor
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A weight [N, K] with its side-cars; those that are None do nothing.
+
+    weight       QTensor (N, K), its columns in the order of perm
+    perm         int32 [K]    column j of weight belongs to input perm[j]
+    input_scale  f32 [K]      inputs are multiplied with it, in their own order
+    low_rank     (U f32 [N, r], V f32 [r, K]), V in the inputs' own order
+    raises       FormatError  shapes or dtypes that do not fit the weight, a perm that is none, values not finite
+
+    >>> from lutra.formats import catalog
+    >>> w = QTensor.from_codes(catalog.ternary(), np.array([[2, 0]], np.uint8), np.ones((1, 1), np.float32))
+    >>> Adapted(w, perm=np.array([1, 0], np.int32)).dequantize().tolist()        # +1 belongs to input 1
+    [[-1.0, 1.0]]
+    """
+
+    weight: QTensor
+    perm: np.ndarray | None = None
+    input_scale: np.ndarray | None = None
+    low_rank: tuple[np.ndarray, np.ndarray] | None = None
+
+    def __post_init__(self) -> None:
+        n, k = self.weight.shape
+        if self.perm is not None:
+            _expect("perm", self.perm, np.int32, (k,))
+            if not np.array_equal(np.sort(self.perm), np.arange(k)):
+                raise FormatError(f"perm: expected each of 0 to {k - 1} once, got others; the file is damaged")
+        if self.input_scale is not None:
+            _expect("input_scale", self.input_scale, np.float32, (k,))
+        if self.low_rank is not None:
+            u, v = self.low_rank
+            rank = u.shape[-1]
+            _expect("low_rank U", u, np.float32, (n, rank))
+            _expect("low_rank V", v, np.float32, (rank, k))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape
+
+    def inputs(self, x: np.ndarray) -> np.ndarray:
+        """What the weight is multiplied with: f32 [M, K] to f32 [M, K], one rounding for the scale."""
+        scaled = x if self.input_scale is None else x * self.input_scale
+        return scaled if self.perm is None else scaled[:, self.perm]
+
+    def dequantize(self) -> np.ndarray:
+        """The matrix all this is, f32 [N, K]: every sum and product rounds once."""
+        values = self.weight.dequantize()
+        if self.perm is not None:
+            ordered = np.empty_like(values)
+            ordered[:, self.perm] = values
+            values = ordered
+        if self.input_scale is not None:
+            values = values * self.input_scale
+        if self.low_rank is not None:
+            u, v = self.low_rank
+            values = values + u @ v
+        return values
+
+
+def _expect(name: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:
+    if array.dtype != dtype or array.shape != shape:
+        raise FormatError(f"{name}: expected {np.dtype(dtype)} {list(shape)}, got {array.dtype} {list(array.shape)}; "
+                          "it belongs to another weight")  # fmt: skip
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise FormatError(f"{name}: expected finite values, got inf or nan; the file is damaged")
