@@ -6,7 +6,7 @@ step to step stands in `tokens` and `state`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -121,10 +121,11 @@ class Recorder:
 
     def _matmul(self, linear: Linear, source: Source, y: np.ndarray, state: np.ndarray, epilogue: str) -> Step:
         tile_m = choose.tile_m(linear.weight, self.rows, self.isa)
-        return choose.bind(
+        step = choose.bind(
             linear.weight, source, y, state,
             epilogue=epilogue, bias=linear.bias, column=linear.column, tile_m=tile_m, isa=self.isa,
         )  # fmt: skip
+        return replace(step, stream=linear.weight.codes)
 
 
 def sharing_inputs(linears: tuple[Linear, ...]) -> list[tuple[Linear, ...]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lutra.compiler import launch, targets
+from lutra.compiler import runtime, targets
 from lutra.compiler.assembly import count, innermost_loops
 from lutra.compiler.codegen import cross_compile, foreign_machine, optimise
 from lutra.errors import LutraError
@@ -66,9 +66,9 @@ def test_multiply_and_add_stay_two_roundings(isa):
 
 def test_waiting_threads_hint_to_an_arm_cpu():
     machine = foreign_machine(TARGETS["neon"], "aarch64")
-    module = optimise(launch.runtime_text("aarch64"), machine)
+    module = optimise(runtime.text("aarch64"), machine)
     assert "\tisb" in machine.emit_assembly(module)
-    assert "fence seq_cst" in launch.runtime_text("riscv64")
+    assert "fence seq_cst" in runtime.text("riscv64")
 
 
 def test_portable_alone_is_no_computer():

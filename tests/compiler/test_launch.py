@@ -1,15 +1,17 @@
 """Programs on threads: every task exactly once, launches strictly one after the other, any number of threads."""
 
 import gc
+import statistics
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lutra.compiler.kernel import kernel
-from lutra.compiler.language import Pointer, i64, load, store
-from lutra.compiler.launch import Program, Step, Workers
+from lutra.compiler.language import Pointer, const, i64, load, loop, store, var
+from lutra.compiler.launch import Program, Step, Workers, next_streams
 from lutra.errors import CapacityError
 
 
@@ -71,6 +73,78 @@ def test_python_threads_take_turns():
         caller.join()
     workers.close()
     assert all((buffers[0][:60] == 200 * 4).all() for _, buffers in chains)
+
+
+@kernel
+def add_up(x: Pointer[i64], y: Pointer[i64], task: i64, *, count):
+    """y[task] = sum of the first `count` of x: a task of about `count` cycles."""
+    total = var(const(0, i64))
+    for i in loop(0, count):
+        total += load(x, i)
+    store(y, task, total.get())
+
+
+def test_workers_may_hand_a_program_to_each_other():
+    """Late helpers of one number of threads must not take another's run for theirs: its shares are cut otherwise."""
+    steps, buffers = _chain(40, 100, 0)
+    program, workers = Program(steps), [Workers(threads) for threads in (2, 5, 3, 8)]
+    for _ in range(60):
+        for each in workers:
+            program.run(each, 1)
+    for each in workers:
+        each.close()
+    assert (buffers[0][:100] == 60 * 4 * 40).all()
+
+
+@pytest.mark.parametrize("threads", [2, 4, 40])
+def test_shares_of_threads_that_never_come_are_taken(threads):
+    steps, buffers = _chain(6, 300, 0)
+    workers, program = Workers(threads), Program(steps)
+    workers.close()  # the helpers are gone, and nobody told the caller
+    program.run(workers, 1)
+    assert (buffers[0][:300] == 6).all()
+
+
+def test_more_threads_than_cores_do_not_collapse():
+    """Eight threads on two cores must wait for each other by yielding; spinning out each time slice costs 100 times."""
+    x, y = np.ones(4096, np.int64), np.zeros(256, np.int64)
+    bound = add_up.bind({"x": x, "y": y}, count=2000)
+    program = Program([Step(bound, tasks, 0) for _ in range(40) for tasks in (1, 200)])
+    workers = [Workers(2), Workers(8)]
+    seconds: list[list[float]] = [[], []]
+    for _ in range(9):
+        for each, taken in zip(workers, seconds, strict=True):
+            started = time.perf_counter()
+            program.run(each, 1)
+            taken.append(time.perf_counter() - started)
+    for each in workers:
+        each.close()
+    few, many = map(statistics.median, seconds)
+    assert many < 10 * few and (y[:200] == 2000).all()
+
+
+def test_the_next_stream_by_hand():
+    (step,), buffers = _chain(1, 1, 0)
+    weight = np.zeros(64, np.uint8)
+    streams = replace(step, stream=weight)
+    assert next_streams([step, streams, step, step, streams, step]) == [1, 4, 4, 4, 1, 1]
+    assert next_streams([step, streams]) == [1, None] and next_streams([step, step]) == [None, None]
+    assert next_streams([]) == []
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("stream_bytes", [0, 1, 64, 1 << 20])
+def test_a_stream_changes_nothing_but_speed(threads, stream_bytes):
+    """Also one of fewer bytes than tasks, and one that ends where the memory does."""
+    steps, buffers = _chain(40, 37, 0)
+    single, _ = _chain(1, 1, 0)
+    stream = np.zeros(stream_bytes, np.uint8)
+    workers = Workers(threads)
+    program = Program([part for step in steps for part in (replace(step, stream=stream), single[0])])
+    for _ in range(20):
+        program.run(workers, 1)
+    workers.close()
+    assert (buffers[0][:37] == 20 * 40).all()
 
 
 def test_helpers_leave_when_the_workers_are_dropped():
