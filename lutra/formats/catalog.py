@@ -1,19 +1,11 @@
 """The formats lutra knows: constructors for every combination of axes, and a table of those somebody publishes.
 
-A name spells the axes, and only those that differ from the default:
-
-    planes4 -g32 -mins -f32 -token
-    |        |    |     |    `- one activation scale per token, though weights have groups
-    |        |    |     `- type of scales and mins, if not f16 for groups, f32 for rows
-    |        |    `- offset: zeros or mins; or zero1: the constant taken from codes, if not the middle one
-    |        `- group size; row
-    `- codes: planes1 .. planes7, ternary (a row unless a group is named), int8
+Names spell the axes: spelling.py.
 """
 
 from __future__ import annotations
 
 import difflib
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,58 +13,82 @@ from typing import Any
 from lutra.errors import FormatError
 from lutra.formats.format import AXES, Format
 from lutra.formats.picture import draw
-
-PLANE_BITS = (1, 2, 3, 4, 5, 6, 7)
+from lutra.formats.spelling import USUAL_SUPER_GROUP, parse, spell, usual_scale_dtype, usual_zero
+from lutra.formats.tables import table_bits
 
 
 def planes(bits: int, group_size: int, *, zero: int | None = None, scale_dtype: str | None = None, offset: str = "none",
-           activation_group: int | None = None) -> Format:  # fmt: skip
+           activation_group: int | None = None, terms: int = 1, super_dtype: str | None = None,
+           super_group: int = USUAL_SUPER_GROUP) -> Format:  # fmt: skip
     """Codes of 1 to 7 bits on a uniform grid.
 
     zero              default: the middle code 2**(bits - 1) if there is no offset, else 0
     scale_dtype       default: f16 for groups, f32 for rows
     activation_group  default: group_size
+    terms             code sets that add up, each with a scale of its own
+    super_dtype       "f16" or "f32" makes scales two-level: scale_dtype is then u8, i8 or e4m3
+    super_group       weights that share an upper scale, 256 or 0 for the row
     """
-    middle = 2 ** (bits - 1) if offset == "none" else 0
-    zero = middle if zero is None else zero
-    words = [f"planes{bits}", _group_word(group_size)]
-    words += [f"zero{zero}"] if zero != middle else []
-    return _format(words, group_size, scale_dtype, activation_group,
-                   storage="planes", bits=bits, zero=zero, offset=offset)  # fmt: skip
+    return _format(storage="planes", bits=bits, zero=usual_zero(bits, offset) if zero is None else zero, offset=offset,
+                   group_size=group_size, scale_dtype=scale_dtype, activation_group=activation_group, terms=terms,
+                   super_dtype=super_dtype, super_group=super_group)  # fmt: skip
 
 
-def ternary(group_size: int = 0, *, scale_dtype: str | None = None, activation_group: int | None = None) -> Format:
+def ternary(group_size: int = 0, *, scale_dtype: str | None = None, offset: str = "none",
+            activation_group: int | None = None, terms: int = 1, super_dtype: str | None = None,
+            super_group: int = USUAL_SUPER_GROUP) -> Format:  # fmt: skip
     """Weights -1, 0, +1 as codes 0, 1, 2 of 2 bits.
 
     group_size   default: one f32 scale per row, activations per token, as BitNet has it
     the others   as for planes
     """
-    words = ["ternary"] + ([_group_word(group_size)] if group_size else [])
-    return _format(words, group_size, scale_dtype, activation_group,
-                   storage="planes", bits=2, zero=1, offset="none", alphabet="trit")  # fmt: skip
+    return _format(storage="planes", bits=2, zero=1, offset=offset, alphabet="trit", group_size=group_size,
+                   scale_dtype=scale_dtype, activation_group=activation_group, terms=terms, super_dtype=super_dtype,
+                   super_group=super_group)  # fmt: skip
 
 
-def int8(group_size: int, *, scale_dtype: str | None = None, activation_group: int | None = None) -> Format:
-    """Signed bytes, stored with 128 added: code 128 is the value 0."""
-    return _format(["int8", _group_word(group_size)], group_size, scale_dtype, activation_group,
-                   storage="bytes", bits=8, zero=128, offset="none")  # fmt: skip
+def table(name: str, group_size: int, *, scale_dtype: str | None = None, offset: str = "none",
+          activation_group: int | None = None, terms: int = 1, super_dtype: str | None = None,
+          super_group: int = USUAL_SUPER_GROUP) -> Format:  # fmt: skip
+    """Codes whose levels a table says.
+
+    name         a row of tables.TABLES
+    the others   as for planes
+    raises       FormatError   no such table
+    """
+    if name not in AXES["levels"] or name == "uniform":
+        tables = ", ".join(str(known) for known in AXES["levels"][1:])
+        raise FormatError(f"expected a table of {tables}, got {name[:40]!r}; add it to lutra/formats/tables.py")
+    return _format(storage="planes", bits=table_bits(name), zero=0, offset=offset, levels=name, group_size=group_size,
+                   scale_dtype=scale_dtype, activation_group=activation_group, terms=terms, super_dtype=super_dtype,
+                   super_group=super_group)  # fmt: skip
 
 
-def _group_word(group_size: int) -> str:
-    return f"g{group_size}" if group_size else "row"
+def int8(group_size: int, *, zero: int | None = None, scale_dtype: str | None = None, offset: str = "none",
+         activation_group: int | None = None, super_dtype: str | None = None,
+         super_group: int = USUAL_SUPER_GROUP) -> Format:  # fmt: skip
+    """Bytes; without an offset they are signed, stored with 128 added: code 128 is the value 0.
+
+    The arguments are those of planes.
+    """
+    return _format(storage="bytes", bits=8, zero=usual_zero(8, offset) if zero is None else zero, offset=offset,
+                   group_size=group_size, scale_dtype=scale_dtype, activation_group=activation_group,
+                   super_dtype=super_dtype, super_group=super_group)  # fmt: skip
 
 
-def _format(words: list[str], group_size: int, scale_dtype: str | None, activation_group: int | None, *,
-            storage: str, bits: int, zero: int, offset: str, alphabet: str = "uniform") -> Format:  # fmt: skip
-    """Fill in the defaults that all constructors share, and finish the name."""
-    usual = "f16" if group_size else "f32"
-    scale_dtype = usual if scale_dtype is None else scale_dtype
-    activation_group = group_size if activation_group is None else activation_group
-    words += [offset] if offset != "none" else []
-    words += [scale_dtype] if scale_dtype != usual else []
-    words += ["token"] if activation_group != group_size else []
-    return Format("-".join(words), storage, bits, group_size, zero, scale_dtype, offset, activation_group,
-                  alphabet=alphabet)  # fmt: skip
+def _format(*, group_size: int, scale_dtype: str | None, activation_group: int | None, super_dtype: str | None,
+            super_group: int, **axes: Any) -> Format:  # fmt: skip
+    """Fill in the defaults that all constructors share, and spell the name."""
+    every: dict[str, Any] = {"alphabet": "uniform", "levels": "uniform", "terms": 1} | axes
+    every |= {
+        "group_size": group_size,
+        "scale_dtype": usual_scale_dtype(group_size) if scale_dtype is None else scale_dtype,
+        "activation_group": group_size if activation_group is None else activation_group,
+        "super_dtype": "none" if super_dtype is None else super_dtype,
+        "super_group": 0 if super_dtype is None else super_group,
+        "scale_kind": "float" if super_dtype is None else "two-level",
+    }
+    return Format(name=spell(every), **every)
 
 
 @dataclass(frozen=True)
@@ -87,37 +103,91 @@ ROWS: tuple[Row, ...] = (
     Row(ternary(), "BitNet b1.58, arXiv 2402.17764, section 2; TriLM, arXiv 2407.12327"),
     Row(ternary(64), "ternary with short groups, as GGUF Q2_0 has them, without its fourth level"),
     Row(ternary(128), "Ternary-Bonsai, prism-ml: one f16 scale per 128 weights"),
+    Row(ternary(128, terms=2), "PTQTP, arXiv 2509.16989: two trit planes, a scale each"),
+    Row(ternary(256, terms=2), "PTQTP in the groups of TQ1_0"),
+    Row(
+        ternary(32, offset="mins", scale_dtype="i8", super_dtype="f32"),
+        "GGUF IQ1_S re-coded: a scale and its delta of 1/8 per 32",
+    ),
     Row(ternary(256), "GGUF TQ1_0 and TQ2_0: ggml, src/ggml-common.h, block_tq1_0 and block_tq2_0"),
     Row(planes(1, 0, offset="mins"), "BitNet with 1 bit, arXiv 2310.11453, section 2.1: scale 2 a, min -a"),
     Row(planes(1, 32, offset="mins"), "1 bit, smallest usual group; BCQ with one plane, LUT-GEMM, arXiv 2206.09557"),
     Row(planes(1, 128, offset="mins"), "GGUF Q1_0: ggml, src/ggml-common.h, block_q1_0: scale 2 d, min -d"),
+    Row(
+        planes(2, 16, offset="mins", scale_dtype="u8", super_dtype="f16"),
+        "GGUF Q2_K: ggml, src/ggml-common.h, block_q2_K",
+    ),
     Row(planes(2, 16, offset="mins", scale_dtype="f32"), "GGUF Q2_K with its two-level scales multiplied out"),
     Row(planes(2, 64, zero=1), "GGUF Q2_0: levels -1 to 2"),
     Row(planes(2, 64, offset="mins"), "round to nearest, asymmetric; HQQ, mobiusml.github.io/hqq_blog"),
     Row(planes(2, 128, offset="zeros"), "GPTQ, arXiv 2210.17323; EfficientQAT, arXiv 2407.11062"),
     Row(planes(2, 0), "round to nearest, one scale per row"),
+    Row(planes(3, 16, scale_dtype="i8", super_dtype="f16"), "GGUF Q3_K: block_q3_K, scales less 32"),
     Row(planes(3, 16, scale_dtype="f32"), "GGUF Q3_K with its two-level scales multiplied out"),
     Row(planes(3, 64, offset="mins"), "round to nearest, asymmetric; HQQ, mobiusml.github.io/hqq_blog"),
     Row(planes(3, 128, offset="zeros"), "GPTQ, arXiv 2210.17323; AutoRound, arXiv 2309.05516"),
     Row(planes(3, 0), "round to nearest, one scale per row"),
     Row(planes(4, 32), "GGUF Q4_0: ggml, src/ggml-common.h, block_q4_0"),
     Row(planes(4, 32, offset="mins"), "GGUF Q4_1: ggml, src/ggml-common.h, block_q4_1"),
+    Row(
+        planes(4, 32, offset="mins", scale_dtype="u8", super_dtype="f16"),
+        "GGUF Q4_K: block_q4_K, the upper min negated",
+    ),
     Row(planes(4, 32, offset="mins", scale_dtype="f32"), "GGUF Q4_K with its two-level scales multiplied out"),
     Row(planes(4, 64, offset="mins"), "round to nearest, asymmetric; HQQ, mobiusml.github.io/hqq_blog"),
     Row(planes(4, 128, offset="zeros"), "GPTQ, arXiv 2210.17323; AWQ, arXiv 2306.00978; AutoRound, arXiv 2309.05516"),
+    Row(planes(4, 128, scale_dtype="bf16"), "compressed-tensors, pack-quantized of a bf16 model"),
+    Row(planes(4, 32, scale_dtype="e8m0"), "MXINT4: INT vs FP, arXiv 2510.25602, section 3; codes 1 to 15"),
+    Row(planes(4, 16, scale_dtype="e4m3", super_dtype="f32", super_group=0), "NVINT4: the same paper; codes 1 to 15"),
     Row(planes(4, 256), "round to nearest, long groups"),
     Row(planes(4, 0), "round to nearest, one scale per row"),
     Row(planes(5, 32), "GGUF Q5_0: ggml, src/ggml-common.h, block_q5_0"),
     Row(planes(5, 32, offset="mins"), "GGUF Q5_1: ggml, src/ggml-common.h, block_q5_1"),
+    Row(
+        planes(5, 32, offset="mins", scale_dtype="u8", super_dtype="f16"),
+        "GGUF Q5_K: block_q5_K, the upper min negated",
+    ),
     Row(planes(5, 32, offset="mins", scale_dtype="f32"), "GGUF Q5_K with its two-level scales multiplied out"),
     Row(planes(5, 128, offset="zeros"), "GPTQModel, format gptq_p: 5 = 4 + 1 bits"),
+    Row(planes(6, 16, scale_dtype="i8", super_dtype="f16"), "GGUF Q6_K: block_q6_K"),
     Row(planes(6, 16, scale_dtype="f32"), "GGUF Q6_K with its two-level scales multiplied out"),
     Row(planes(6, 128, offset="zeros"), "GPTQModel, format gptq_p: 6 = 4 + 2 bits"),
     Row(planes(6, 0), "round to nearest, one scale per row"),
     Row(planes(7, 128, offset="zeros"), "GPTQModel, format gptq_p: 7 = 4 + 2 + 1 bits"),
     Row(planes(7, 0), "round to nearest, one scale per row"),
     Row(int8(32), "GGUF Q8_0: ggml, src/ggml-common.h, block_q8_0"),
+    Row(int8(32, scale_dtype="e8m0"), "MXINT8: OCP Microscaling Formats 1.0, section 5.3.4; the scale takes out 64"),
+    Row(int8(128, offset="zeros"), "GPTQ with 8 bits, arXiv 2210.17323"),
     Row(int8(0), "round to nearest, one scale per output channel: LLM.int8(), arXiv 2208.07339, section 2.1"),
+    *(
+        Row(planes(1, group, terms=terms, offset="mins"), f"HLQ with {terms} planes (ELUTQ), and BCQ with an offset")
+        for terms in (2, 3, 4)
+        for group in (64, 128)
+    ),
+    *(
+        Row(table("sign", 128, terms=terms), f"BCQ {terms}: LUT-GEMM, arXiv 2206.09557; ShiftAddLLM, arXiv 2406.05981")
+        for terms in (1, 2, 3, 4)
+    ),
+    Row(table("iq4nl", 32), "GGUF IQ4_NL: ggml, src/ggml-common.h, block_iq4_nl"),
+    Row(table("iq4nl", 32, scale_dtype="i8", super_dtype="f16"), "GGUF IQ4_XS: block_iq4_xs, scales less 32"),
+    Row(table("e2m1", 32, scale_dtype="e8m0"), "MXFP4: OCP Microscaling Formats 1.0, section 5.3.3; GGUF MXFP4"),
+    Row(
+        table("e2m1", 16, scale_dtype="e4m3", super_dtype="f32", super_group=0),
+        "NVFP4: NVIDIA ModelOpt; compressed-tensors nvfp4-pack-quantized",
+    ),
+    Row(table("e2m1", 64), "FP4 e2m1 with an f16 scale; ZeroQuant-FP, arXiv 2307.09782"),
+    Row(table("e2m3", 32, scale_dtype="e8m0"), "MXFP6 e2m3: OCP Microscaling Formats 1.0, section 5.3.2"),
+    Row(table("nf4", 64), "NF4, QLoRA, arXiv 2305.14314, with levels rounded to 1/127"),
+    Row(table("bitmod3", 128), "BitMoD FP3, arXiv 2411.11745: the special value of a group by its codes, in 4 bits"),
+    Row(table("bitmod4", 128), "BitMoD FP4, arXiv 2411.11745: the special value of a group by its codes, in 5 bits"),
+    Row(table("iq1", 16, scale_dtype="u8", super_dtype="f32"), "GGUF IQ1_S and IQ1_M re-coded, deltas in the levels"),
+    Row(
+        table("iq2", 16, scale_dtype="u8", super_dtype="f32"),
+        "GGUF IQ2_XS and IQ2_S re-coded: scale 2 s + 1, upper d / 8",
+    ),
+    Row(table("iq2", 32, scale_dtype="u8", super_dtype="f32"), "GGUF IQ2_XXS re-coded: scale 2 s + 1, upper d / 8"),
+    Row(table("iq3xxs", 32, scale_dtype="u8", super_dtype="f32"), "GGUF IQ3_XXS re-coded: scale 2 s + 1, upper d / 4"),
+    Row(table("iq3s", 32, scale_dtype="u8", super_dtype="f16"), "GGUF IQ3_S re-coded: scale 2 s + 1"),
 )
 FORMATS: dict[str, Format] = {row.format.name: row.format for row in ROWS}
 SOURCES: dict[str, str] = {row.format.name: row.source for row in ROWS}
@@ -130,33 +200,38 @@ def find(name: str) -> Format:
     """
     if name in FORMATS:
         return FORMATS[name]
-    every = _every()
-    if name not in every:
-        near = difflib.get_close_matches(name, every, n=3) or ["ternary", "planes4-g32", "int8-g32"]
-        raise FormatError(f"expected the name of a format, got {name}; did you mean {', '.join(near)}?")
-    return every[name]
+    made = _spelled(name)
+    if made is None or made.name != name:
+        near = difflib.get_close_matches(name, FORMATS, n=3) or ["ternary", "planes4-g32", "int8-g32"]
+        raise FormatError(f"expected the name of a format, got {name[:80]}; did you mean {', '.join(near)}?")
+    return made
 
 
-def _every() -> dict[str, Format]:
-    """Make every combination the constructors can spell, `zero` at its default."""
-    found: dict[str, Format] = {}
-    for group, dtype in itertools.product(AXES["group_size"], AXES["scale_dtype"]):
-        assert isinstance(group, int) and isinstance(dtype, str)
-        for activation in {0, group}:
-            axes = {"scale_dtype": dtype, "activation_group": activation}
-            made = [ternary(group, **axes), int8(group, **axes)]  # type: ignore[arg-type]
-            for bits, offset in itertools.product(PLANE_BITS, AXES["offset"]):
-                made.append(planes(bits, group, offset=str(offset), **axes))  # type: ignore[arg-type]
-            found |= {form.name: form for form in made}
-    return found
+def _spelled(name: str) -> Format | None:
+    """The format that a name's words say, if there is one."""
+    parts = parse(name)
+    if parts is None:
+        return None
+    codes, group, told = parts
+    try:
+        if codes.startswith("planes"):
+            return planes(int(codes.removeprefix("planes")), group, **told)
+        if codes in ("ternary", "int8"):
+            return ternary(group, **told) if codes == "ternary" else int8(group, **told)
+        return table(codes, group, **told)
+    except (FormatError, TypeError):  # values no axis has; an axis that int8 or ternary lacks
+        return None
 
 
 STATED_AXES = ("alphabet", "bits", "group_size", "zero", "scale_dtype", "offset", "activation_group")
+UNSTATED = {"levels": "uniform", "terms": 1, "super_dtype": "none", "super_group": 0}  # where nothing else is said
 
 
 def axes_of(format: Format) -> dict[str, object]:
     """Say a format by its axes, as a file may hold it: `from_axes` makes it again."""
-    return {axis: getattr(format, axis) for axis in STATED_AXES}
+    stated = {axis: getattr(format, axis) for axis in STATED_AXES}
+    others = {axis: getattr(format, axis) for axis in UNSTATED}
+    return stated | {axis: value for axis, value in others.items() if value != UNSTATED[axis]}
 
 
 def from_axes(stated: Mapping[str, object]) -> Format:
@@ -164,20 +239,13 @@ def from_axes(stated: Mapping[str, object]) -> Format:
 
     raises   FormatError   an axis missing, one too many, a value it has not, or values that contradict each other
     """
-    if set(stated) != set(STATED_AXES):
+    if not set(STATED_AXES) <= set(stated) <= {*STATED_AXES, *UNSTATED}:
         raise FormatError(f"expected the axes {', '.join(STATED_AXES)} of a format, got {len(stated)} others; "
                           "write the file again")  # fmt: skip
-    known = {axis: _known(axis, stated[axis]) for axis in STATED_AXES}
-    group, always = known["group_size"], {axis: known[axis] for axis in ("scale_dtype", "activation_group")}
-    if known["alphabet"] == "trit":
-        made = ternary(group, **always)
-    elif known["bits"] == 8:
-        made = int8(group, **always)
-    else:
-        made = planes(known["bits"], group, zero=known["zero"], offset=known["offset"], **always)
-    if axes_of(made) != dict(stated):
-        raise FormatError(f"expected axes that agree, as those of {made.name} do, got others; write the file again")
-    return made
+    axes = {axis: _known(axis, value) for axis, value in {**UNSTATED, **stated}.items()}
+    storage = "bytes" if axes["bits"] == 8 else "planes"
+    scale_kind = "float" if axes["super_dtype"] == "none" else "two-level"
+    return Format(name=spell(axes), storage=storage, scale_kind=scale_kind, **axes)
 
 
 def _known(axis: str, value: object) -> Any:

@@ -7,9 +7,9 @@ hardware are tested equal to it, bit for bit.  Two roads lead to the same intege
     look up and add      quantize_activations -> split_planes, build_tables -> lut_dot -> group_dot_lut -> matmul
 
 Shapes    M rows of activations, N output features, K input features (the summed axis), padded as packing.padded_k says
-          G groups of weights along K that share one scale
+          G groups of weights along K that share one scale, or T of them where weights are sums of T terms
 Bounds    |activation| <= 127 and 0 <= code <= 255, so |acc| <= group_size * 255 * 127 < 2**31: QTensor keeps
-          groups short enough.  int32 is exact everywhere below
+          groups short enough.  Levels of tables are int8.  int32 is exact everywhere below
 Floats    every operation is one f32 operation rounded once.  A multiply and an add are never fused, here or in a
           kernel, and groups are added in ascending order, so all machines agree bit for bit
 Sources   BitNet b1.58, arXiv 2402.17764, section 2: absmax int8 activations per token
@@ -69,23 +69,27 @@ def activation_sums(xq: np.ndarray, group: int) -> np.ndarray:
 
 
 def group_dot(xq: np.ndarray, w: QTensor) -> np.ndarray:
-    """Multiply and add, exactly: acc[m, n, g] = sum over k in g of (code[n, k] - zero - zeros[n, g]) * xq[m, k].
+    """Multiply and add, exactly, for each group g and term t of the weight:
+
+    acc[m, n, g * T + t] = sum over k in g of (level(code[n, t, k]) - zero - zeros[n, g]) * xq[m, k]
 
     xq       int8  [M, K]       K or the padded K of w
-    returns  int32 [M, N, G]
+    returns  int32 [M, N, G * T]
 
     The sum runs in floating point because BLAS is fast there.  It is exact all the same: every product and every
     partial sum, in any order, is an integer below 2**24 (f32) or 2**53 (f64).
     """
     xq = _fit(xq, w)
     group = w.format.group_size or w.padded_k
-    biggest = group * 128 * (2**w.format.bits + w.format.zero)                     # bound of every partial sum
+    biggest = group * 128 * (2**w.format.bits + int(np.abs(w.format.level_values).max()))  # bound of every partial sum
     dtype = np.dtype(np.float32 if biggest < 2**24 else np.float64)
-    codes = packing.unpack(w.packed, w.format.bits, w.padded_k)                    # [N, K]
-    levels: np.ndarray = codes.astype(dtype).reshape(len(codes), -1, group)        # [N, G, group]
-    levels -= _offsets(w).astype(dtype)[..., None]
+    codes = packing.unpack(w.packed, w.format.bits, w.padded_k * w.format.terms)   # [N, K * T]
+    levels = w.format.worth(codes, dtype).reshape(len(codes), -1, group)           # [N, G * T, group]
+    if w.zeros is not None:
+        levels -= w.zeros.astype(dtype)[..., None]
     x = xq.astype(dtype).reshape(len(xq), -1, group)                               # [M, G, group]
-    acc: np.ndarray = np.matmul(x.transpose(1, 0, 2), levels.transpose(1, 2, 0))   # [G, M, N]
+    x = np.repeat(x, w.format.terms, axis=1)                                       # [M, G * T, group]
+    acc: np.ndarray = np.matmul(x.transpose(1, 0, 2), levels.transpose(1, 2, 0))   # [G * T, M, N]
     return acc.transpose(1, 2, 0).astype(np.int32)
 
 
@@ -108,22 +112,27 @@ def matmul(xq: np.ndarray, xs: np.ndarray, w: QTensor) -> np.ndarray:
 def scale_groups(acc: np.ndarray, xsum: np.ndarray, xs: np.ndarray, w: QTensor) -> np.ndarray:
     """Turn exact group sums into floats; the second half of matmul, whoever made the integers.
 
-    acc      int32 [M, N, G]      from group_dot or group_dot_lut
+    acc      int32 [M, N, G * T]  from group_dot or group_dot_lut
     xsum     int32 [M, G]         from activation_sums
     xs       f32   [M, 1] or [M, G]
     returns  f32   [M, N]
+
+    For each group in ascending order: its terms in ascending order, then its min.  A stored scale is first widened to
+    f32; of two levels the product is rounded (QTensor.scale_values); then scale * xs, then acc * that, then the sum.
     """
-    num_groups = acc.shape[2]
+    terms, num_groups = w.format.terms, xsum.shape[1]
+    scales, mins = w.scale_values(), None if w.mins is None else w.min_values()
     if xs.dtype != np.float32 or xs.shape not in ((len(acc), 1), (len(acc), num_groups)):
         raise FormatError(f"activation scales: expected float32 [{len(acc)}, 1] or [{len(acc)}, {num_groups}], "
                           f"got {xs.dtype} {list(xs.shape)}; quantize activations with the weight's group, or 0")
     xs = np.broadcast_to(xs, (len(acc), num_groups))
     out = np.zeros(acc.shape[:2], np.float32)
     for g in range(num_groups):                                                    # ascending: the order is the meaning
-        scale = w.scales[:, g].astype(np.float32) * xs[:, g, None]                 # [M, N]
-        out = out + acc[:, :, g].astype(np.float32) * scale
-        if w.mins is not None:
-            least = w.mins[:, g].astype(np.float32) * xs[:, g, None]
+        for column in range(g * terms, (g + 1) * terms):
+            scale = scales[:, column] * xs[:, g, None]                             # [M, N]
+            out = out + acc[:, :, column].astype(np.float32) * scale
+        if mins is not None:
+            least = mins[:, g] * xs[:, g, None]
             out = out + xsum[:, g, None].astype(np.float32) * least
     return out
 
@@ -178,32 +187,37 @@ def lut_dot(tables: np.ndarray, planes: np.ndarray) -> np.ndarray:
 
 
 def group_dot_lut(xq: np.ndarray, w: QTensor) -> np.ndarray:
-    """Return what group_dot returns, by table lookup; for formats of 1 to 7 bits.
+    """Return what group_dot returns, by table lookup; for evenly spaced codes of 1 to 7 bits.
 
     xq       int8  [M, K]
-    returns  int32 [M, N, G]
-    raises   FormatError   a format that is not stored as planes
+    returns  int32 [M, N, G * T]
+    raises   FormatError   a format that is not stored as planes, or whose levels are a table of their own
 
     With L = sum of (2 code - (2**bits - 1)) * x from the tables and X = sum of x:
     sum of code * x = (L + (2**bits - 1) * X) / 2, always a whole number.  What is left is to take (zero + zeros) * X.
     """
-    if w.format.storage != "planes":
-        raise FormatError(f"{w.format.name}: expected a format stored as planes, got {w.format.storage}; use group_dot")
+    if w.format.storage != "planes" or w.format.levels != "uniform":
+        got = w.format.storage if w.format.levels == "uniform" else f"levels {w.format.levels}"
+        raise FormatError(f"{w.format.name}: expected a format stored as planes, got {got}; use group_dot")
     xq = _fit(xq, w)
-    bits, group = w.format.bits, w.format.group_size or w.padded_k
-    planes = split_planes(packing.unpack(w.packed, bits, w.padded_k), bits)        # [bits, N, K/4]
+    bits, terms, group = w.format.bits, w.format.terms, w.format.group_size or w.padded_k
+    planes = split_planes(packing.unpack(w.packed, bits, w.padded_k * terms), bits)  # [bits, N, K * T / 4]
     tables = build_tables(xq)                                                      # [M, K/4, 16]
     step = group // LUT_WIDTH                                                      # tables of one group
-    groups = [slice(at, at + step) for at in range(0, tables.shape[1], step)]
-    looked_up = np.stack([lut_dot(tables[:, at], planes[:, :, at]) for at in groups], axis=-1)     # [M, N, G]
-    xsum = activation_sums(xq, group)[:, None, :]                                  # [M, 1, G]
+    sums = []
+    for column in range(planes.shape[2] // step):                                  # g * T + t
+        its_tables = column // terms * step
+        its_planes = planes[:, :, column * step : (column + 1) * step]
+        sums.append(lut_dot(tables[:, its_tables : its_tables + step], its_planes))
+    looked_up = np.stack(sums, axis=-1)                                            # [M, N, G * T]
+    xsum = np.repeat(activation_sums(xq, group), terms, axis=1)[:, None, :]        # [M, 1, G * T]
     code_sum = (looked_up + (2**bits - 1) * xsum) >> 1
     acc: np.ndarray = code_sum - _offsets(w) * xsum
     return acc
 
 
 def _offsets(w: QTensor) -> np.ndarray:
-    """What is taken from every code of a group, in units of codes: int32 [N, G]."""
+    """What is taken from every code of a group, in units of codes: int32 [N, G * T]."""
     zeros = np.zeros(w.scales.shape, np.int32) if w.zeros is None else w.zeros.astype(np.int32)
     return zeros + np.int32(w.format.zero)
 

@@ -110,5 +110,5 @@ def group_dot_trits(xq: np.ndarray, w: QTensor) -> np.ndarray:
 def check_trits(w: QTensor) -> None:
     """Raise FormatError unless w can be stored as five trits in a byte."""
     format = w.format
-    if format.alphabet != "trit" or format.zero != 1 or format.offset != "none" or format.group_size:
+    if format.alphabet != "trit" or format.offset != "none" or format.group_size or not format.is_plain:
         raise FormatError(f"expected ternary weights with one scale per row, got {format.name}; use mad order")

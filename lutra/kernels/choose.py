@@ -12,6 +12,7 @@ import numpy as np
 
 from lutra.compiler import targets
 from lutra.compiler.launch import Step
+from lutra.errors import FormatError
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
 from lutra.kernels import matmul_dense, matmul_lut, matmul_mad, matmul_trit, tuned
@@ -59,9 +60,12 @@ def family(format: Format, n: int, k: int, isa: str | None = None) -> str:
 
 
 def families(format: Format, isa: str | None = None) -> list[str]:
-    """The families that take a format, the tables' first."""
+    """The families that take a format, the tables' first.  Raises FormatError where there is none."""
     usual = ORDERS.get((targets.choose(isa).isa, format.bits), "mad")
-    return [usual, *(order for order in TILE if order != usual and EXTENTS[order].holds(format))]
+    found = [order for order in (usual, *(order for order in TILE if order != usual)) if EXTENTS[order].holds(format)]
+    if not found:
+        raise FormatError(f"expected a format that some kernel takes, got {format.name}; quantise to another")
+    return found
 
 
 def tile(weight: QTensor | np.ndarray, isa: str | None = None, order: str | None = None) -> TiledWeight:
@@ -71,7 +75,10 @@ def tile(weight: QTensor | np.ndarray, isa: str | None = None, order: str | None
     """
     if isinstance(weight, np.ndarray):
         return tile_dense(weight)
-    return TILE[order or choose(weight, isa)](weight)
+    order = order or choose(weight, isa)
+    if not EXTENTS[order].holds(weight.format):
+        raise FormatError(f"expected a format that {order} order takes, got {weight.format.name}; choose another")
+    return TILE[order](weight)
 
 
 def row_blocks(order: str, isa: str) -> tuple[int, ...]:

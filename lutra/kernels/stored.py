@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from lutra.errors import FormatError
 from lutra.formats import trits
 from lutra.formats.format import Format
+from lutra.formats.qtensor import BESIDE
+from lutra.formats.scales import DTYPES
 from lutra.kernels import tiles_trit
 from lutra.kernels.buffers import LINE_BYTES
 from lutra.kernels.tiles import CHUNK, DENSE_DTYPES, PAIR, TiledWeight, round_up
 from lutra.kernels.tiles_lut import MAX_BITS, TILE
 
 MAX_ROW = 1 << 16  # weights that one int32 sum may hold, as in formats/qtensor.py
-ARRAYS = ("codes", "scales", "zeros", "mins")
+ARRAYS = ("codes", *BESIDE)
 DTYPE_BYTES = {name: dtype.itemsize for dtype, name in DENSE_DTYPES.items()}
 
 
@@ -58,7 +60,8 @@ def _trit_bytes(format: Format | None, dtype: str, k: int) -> int:
 
 
 def _has_trits(format: Format | None) -> bool:
-    return format is not None and format.alphabet == "trit" and format.group_size == 0
+    has_rows = format is not None and format.alphabet == "trit" and format.group_size == 0
+    return has_rows and _is_plain(format) and format.offset == "none"
 
 
 def _dense_columns(format: Format | None, k: int) -> int:
@@ -69,16 +72,16 @@ def _dense_bytes(format: Format | None, dtype: str, k: int) -> int:
     return round_up(k, CHUNK) * DTYPE_BYTES[dtype]
 
 
-def _has_format(format: Format | None) -> bool:
-    return format is not None
+def _is_plain(format: Format | None) -> bool:
+    return format is not None and format.is_plain
 
 
 def _has_few_planes(format: Format | None) -> bool:
-    return format is not None and format.storage == "planes" and format.bits <= MAX_BITS
+    return format is not None and format.storage == "planes" and format.bits <= MAX_BITS and format.is_plain
 
 
 EXTENTS: dict[str, Extent] = {
-    "mad": Extent(PAIR, _has_format, _packed_columns, _packed_bytes),
+    "mad": Extent(PAIR, _is_plain, _packed_columns, _packed_bytes),
     "lut": Extent(TILE, _has_few_planes, _packed_columns, _packed_bytes),
     "trit5": Extent(tiles_trit.TILE, _has_trits, _trit_columns, _trit_bytes),
     "dense": Extent(PAIR, lambda format: format is None, _dense_columns, _dense_bytes),
@@ -87,7 +90,7 @@ MAX_PADDING = max(extent.tile for extent in EXTENTS.values())  # rows beyond N, 
 
 
 def array_bytes(weight: TiledWeight) -> dict[str, int]:
-    """Bytes of codes, scales, zeros and mins by the weight's sizes; 1 where the format has none.
+    """Bytes of each of ARRAYS by the weight's sizes; 1 where the format has none.
 
     raises   FormatError   an order there is not, or one that does not take the format
     """
@@ -100,10 +103,8 @@ def array_bytes(weight: TiledWeight) -> dict[str, int]:
     rows = round_up(weight.padded_n, extent.tile)
     sizes = dict.fromkeys(ARRAYS, 1) | {"codes": rows * extent.row_bytes(format, weight.dtype, weight.k)}
     if format is not None:
-        groups = rows * format.num_groups(weight.k)
-        sizes["scales"] = groups * format.dtype.itemsize
-        if format.offset != "none":
-            sizes[format.offset] = groups * (1 if format.offset == "zeros" else format.dtype.itemsize)
+        beside = format.beside(weight.k)
+        sizes |= {name: rows * columns * DTYPES[dtype].itemsize for name, (dtype, columns) in beside.items()}
     return sizes
 
 

@@ -2,12 +2,12 @@
 
 A row tile is 16 rows of a weight, one per 32-bit lane of a vector; two tiles side by side are a pair.
 
-order   codes                                                 scales, zeros, mins
-mad     [pair][word][tile 0..1][row 0..15][byte 0..3]         [pair][group][tile][row]
+order   codes                                                 scales, zeros, mins, super_scales, super_mins
+mad     [pair][word][tile 0..1][row 0..15][byte 0..3]         [pair][column: a group, or a term of it][tile][row]
 dense   [pair][k][tile 0..1][row 0..15] of f32, f16 or bf16   none
 
 `word` counts the packed 4-byte words of formats/packing.py, moved whole.  Rows beyond N have scale 0 and min 0 (dense:
-weight 0), so their outputs are 0.  The lut order is in tiles_lut.py, trit5 in tiles_trit.py.
+weight 0), so their outputs are 0; e8m0 has no 0, but 2**-127.  Lut order is in tiles_lut.py, trit5 in tiles_trit.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from lutra.errors import FormatError
 from lutra.formats.format import Format
-from lutra.formats.qtensor import QTensor
+from lutra.formats.qtensor import ARRAYS, BESIDE, QTensor
 from lutra.kernels.buffers import aligned
 
 ROWS = 16  # rows of a tile
@@ -44,7 +44,7 @@ class TiledWeight:
     padded_n   n rounded up to whole pairs
     padded_k   k rounded up to whole chunks and groups; trit5: to whole steps of five, then chunks
     codes      uint8, see the table above
-    scales     uint8 view of f16 or f32; one byte where there are none (zeros, mins alike)
+    scales     uint8 view of what QTensor has of this name; one byte where there is nothing (the others alike)
     """
 
     order: str
@@ -58,6 +58,8 @@ class TiledWeight:
     scales: np.ndarray
     zeros: np.ndarray
     mins: np.ndarray
+    super_scales: np.ndarray = dataclasses.field(default_factory=lambda: aligned(1, np.uint8))
+    super_mins: np.ndarray = dataclasses.field(default_factory=lambda: aligned(1, np.uint8))
 
     @property
     def num_pairs(self) -> int:
@@ -66,7 +68,7 @@ class TiledWeight:
     @property
     def num_bytes(self) -> int:
         """Bytes a matmul reads."""
-        sidecars = sum(a.size for a in (self.scales, self.zeros, self.mins) if a.size > 1)
+        sidecars = sum(getattr(self, name).size for name in BESIDE if getattr(self, name).size > 1)
         return int(self.codes.size + sidecars)
 
 
@@ -80,14 +82,9 @@ def tile_mad(weight: QTensor) -> TiledWeight:
     n, k = weight.shape
     format = weight.format
     words = np.ascontiguousarray(weight.packed).view(np.uint32)  # [N, W]
-    padded_k = words.shape[1] * 32 // format.bits
-    groups = padded_k // format.group_size if format.group_size else 1
     return TiledWeight(
-        "mad", format, "", n, k, round_up(n, PAIR), padded_k,
-        codes=interleave_pairs(words),
-        scales=_sidecar(weight.scales, groups),
-        zeros=_sidecar(weight.zeros, groups),
-        mins=_sidecar(weight.mins, groups),
+        "mad", format, "", n, k, round_up(n, PAIR), format.padded_k(k),
+        codes=interleave_pairs(words), **{name: _sidecar(getattr(weight, name)) for name in BESIDE},
     )  # fmt: skip
 
 
@@ -116,10 +113,8 @@ def interleave_pairs(rows: np.ndarray) -> np.ndarray:
     return pairs.view(np.uint8).reshape(-1)
 
 
-def _sidecar(values: np.ndarray | None, groups: int) -> np.ndarray:
-    if values is None:
-        return aligned(1, np.uint8)
-    return interleave_pairs(_pad_columns(values, groups))
+def _sidecar(values: np.ndarray | None) -> np.ndarray:
+    return aligned(1, np.uint8) if values is None else interleave_pairs(values)
 
 
 def _pad_columns(matrix: np.ndarray, columns: int) -> np.ndarray:
@@ -150,7 +145,7 @@ def _interleave_quantised(gate: QTensor, up: QTensor) -> QTensor:
         )
     arrays = {
         name: None if getattr(gate, name) is None else _interleave(getattr(gate, name), getattr(up, name))
-        for name in ("packed", "scales", "zeros", "mins")
+        for name in ARRAYS
     }
     return dataclasses.replace(gate, shape=(2 * round_up(gate.shape[0], ROWS), gate.shape[1]), **arrays)
 

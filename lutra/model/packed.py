@@ -1,7 +1,8 @@
 """Models packed: every array as kernels read it, written once, then mapped and used where it lies.
 
 name of an array                what it is
-layers.0.qkv.0.codes            TiledWeight.codes; .scales .zeros .mins as the format has them; .bias f32 [padded_n]
+layers.0.qkv.0.codes            TiledWeight.codes; .scales .zeros .mins .super_scales .super_mins as the format has
+                                them; .bias f32 [padded_n]
 layers.0.o  .gate_up  .down     the same; q, k and v lie side by side as qkv.0, or are qkv.0 .1 .2 if formats differ
 layers.0.attn_norm  ...         f32 vectors, by LayerWeights' names
 final_norm, head, embed         embed only where the head is not the embedding
@@ -25,6 +26,7 @@ from lutra.errors import FileError, FormatError
 from lutra.files import packed
 from lutra.files.door import refusal, shown
 from lutra.files.model_file import ModelFile
+from lutra.formats import scales
 from lutra.formats.catalog import axes_of, from_axes
 from lutra.formats.format import Format
 from lutra.kernels import embed, stored
@@ -38,6 +40,7 @@ SIZES = ("n", "k", "padded_n", "padded_k")
 ROPE = "rope_freqs"
 AGAIN = "pack the model again"
 MAX_SIZE = 1 << 31
+FLOATS = [scales.DTYPES[name] for name in scales.FLOATS]
 
 
 def linears(weights: Weights) -> Iterator[tuple[str, Linear]]:
@@ -105,8 +108,7 @@ def _dtypes(format: Format | None) -> dict[str, np.dtype[Any]]:
     """The arrays a weight of this format has, and their types."""
     found = {"codes": np.dtype(np.uint8)}
     if format is not None:
-        found["scales"] = format.dtype
-        found |= {"zeros": {"zeros": np.dtype(np.uint8)}, "mins": {"mins": format.dtype}}.get(format.offset, {})
+        found |= {name: scales.DTYPES[kind] for name, (kind, _) in format.beside(1).items()}
     return found
 
 
@@ -184,14 +186,20 @@ class Reader:
             raise self.refuse(name, f"{n} x {k} by the config", f"{stated_n} x {stated_k}")
         format = self.formats.get(kind)
         arrays = {part: self.array(f"{name}.{part}", dtype).view(np.uint8) for part, dtype in _dtypes(format).items()}
-        codes, scales, zeros, mins = (arrays.get(part, self.none) for part in stored.ARRAYS)
+        parts = [arrays.get(part, self.none) for part in stored.ARRAYS]
         dtype = kind if format is None else ""
-        weight = TiledWeight(order, format, dtype, n, k, padded_n, padded_k, codes, scales, zeros, mins)
+        weight = TiledWeight(order, format, dtype, n, k, padded_n, padded_k, *parts)
+        self._check_scales(name, weight)
         try:
             stored.check(weight)
         except FormatError as error:
             raise FileError(f"{self.file.path}: {name}: {error}") from None
         return weight
+
+    def _check_scales(self, name: str, weight: TiledWeight) -> None:
+        """Floats of one byte have bits that stand for no number; `array` has seen to the others."""
+        if weight.format is not None and not scales.is_finite(weight.format.scale_dtype, weight.scales):
+            raise self.refuse(name, "finite scales", "nan", "the file is damaged: " + AGAIN)
 
     def _statement(self, name: str) -> tuple[str, str, list[int]]:
         """What the header says of a weight: an order and a format there are, and numbers for SIZES."""
@@ -224,7 +232,7 @@ class Reader:
         values = np.asarray(self.file.tensors[name].read())
         if values.dtype != dtype:
             raise self.refuse(name, f"values of type {dtype}", str(values.dtype))
-        if dtype.kind == "f" and not _all_finite(values):
+        if dtype in FLOATS and not _all_finite(values):
             raise self.refuse(name, "finite values", "inf or nan", "the file is damaged: " + AGAIN)
         return values
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from lutra.errors import RequestError
+from lutra.formats import scales
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
-from lutra.kernels import choose, embed
+from lutra.kernels import choose, embed, stored
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import DENSE_DTYPES, TiledWeight, round_up
 from lutra.model.config import ModelConfig
@@ -135,10 +135,7 @@ def _repeated(small: TiledWeight, n: int) -> TiledWeight:
     def repeat(values: np.ndarray) -> np.ndarray:
         return _repeat(values, padded_n, small.padded_n)
 
-    return replace(
-        small, n=n, padded_n=padded_n,
-        codes=repeat(small.codes), scales=repeat(small.scales), zeros=repeat(small.zeros), mins=repeat(small.mins),
-    )  # fmt: skip
+    return replace(small, n=n, padded_n=padded_n, **{name: repeat(getattr(small, name)) for name in stored.ARRAYS})
 
 
 def _repeat(values: np.ndarray, rows: int, sample_rows: int) -> np.ndarray:
@@ -153,12 +150,29 @@ def _repeat(values: np.ndarray, rows: int, sample_rows: int) -> np.ndarray:
 def _sample(rng: np.random.Generator, format: Format, n: int, k: int) -> QTensor:
     """The first rows of a random matrix [n, k], as many as are really random; whole tiles of them."""
     n = min(round_up(n, _BLOCK), _SAMPLE_ROWS)
-    groups = -(-k // format.group_size) if format.group_size else 1
-    levels = 3 if format.alphabet == "trit" else 2**format.bits
-    codes = rng.integers(0, levels, (n, k), dtype=np.uint8)
-    size = (n, groups)
-    dtype: Any = {"f16": np.float16, "f32": np.float32}[format.scale_dtype]
-    scales = (rng.uniform(0.5, 1.5, size) / np.sqrt(k) / levels).astype(dtype)
-    zeros = rng.integers(0, levels, size, dtype=np.uint8) if format.offset == "zeros" else None
-    mins = (-scales * levels / 2).astype(dtype) if format.offset == "mins" else None
-    return QTensor.from_codes(format, codes, scales, zeros, mins)
+    codes = rng.integers(0, format.num_codes, (n, k) if format.terms == 1 else (n, format.terms, k), dtype=np.uint8)
+    levels = int(np.ptp(format.level_values)) + 1
+    scale = 1 / np.sqrt(k) / levels
+    beside = {name: (dtype, (n, columns)) for name, (dtype, columns) in format.beside(k).items()}
+    arrays = {name: _scales(rng, *kind, scale) for name, kind in beside.items() if name.endswith("scales")}
+    arrays |= {name: _scales(rng, *kind, -scale * levels / 2) for name, kind in beside.items() if name.endswith("mins")}
+    if "zeros" in beside:
+        arrays["zeros"] = rng.integers(0, format.num_codes, beside["zeros"][1], dtype=np.uint8)
+    for name in ("super_scales", "super_mins"):
+        if name in arrays:
+            arrays[name] /= arrays[name].dtype.type(_LOWER_MIDDLE)
+    return QTensor.from_codes(format, codes, **arrays)
+
+
+# type of a lower scale -> stored numbers around _LOWER_MIDDLE
+_LOWER_RANGES = {"u8": (32, 96), "i8": (32, 96), "e4m3": (0x60, 0x6C)}
+_LOWER_MIDDLE = 64
+
+
+def _scales(rng: np.random.Generator, dtype: str, size: tuple[int, int], about: float) -> np.ndarray:
+    """Stored scales or mins; of two levels the lower are about 64 and the upper make up for it."""
+    if dtype in _LOWER_RANGES:
+        return rng.integers(*_LOWER_RANGES[dtype], size).astype(scales.DTYPES[dtype])
+    if dtype == "e8m0":
+        return (127 + round(np.log2(about)) + rng.integers(-1, 2, size)).astype(np.uint8)
+    return (rng.uniform(0.5, 1.5, size) * about).astype(scales.DTYPES[dtype])

@@ -12,7 +12,7 @@ import numpy as np
 from lutra import machine
 from lutra.compiler import targets
 from lutra.compiler.launch import Program, Step, Workers
-from lutra.kernels import choose, norm, trit_tables
+from lutra.kernels import choose, norm, stored, trit_tables
 from lutra.kernels.activations import Activations
 from lutra.kernels.buffers import aligned
 from lutra.kernels.plan import Plan, plan_for, shapes
@@ -36,6 +36,7 @@ class Option:
     def __str__(self) -> str:
         p = self.plan
         plan = "" if p is None else f" tiles {p.tiles} sums {p.accumulators} unroll {p.unroll} ahead {p.prefetch_bytes}"
+        plan += "" if p is None else f" {p.second_bytes}" * (p.second_bytes > 0) + " in place" * p.in_place
         return f"rows {self.tile_m}{plan}"
 
 
@@ -116,7 +117,4 @@ def _copied(weight: TiledWeight) -> TiledWeight:
         out[:] = values
         return out
 
-    return replace(
-        weight, codes=copied(weight.codes), scales=copied(weight.scales), zeros=copied(weight.zeros),
-        mins=copied(weight.mins),
-    )  # fmt: skip
+    return replace(weight, **{name: copied(getattr(weight, name)) for name in stored.ARRAYS})

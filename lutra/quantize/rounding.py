@@ -54,7 +54,7 @@ def round_to_nearest(w: np.ndarray, format: Format, range_name: str | None = Non
     if range_name not in RANGES:
         raise FormatError(f"expected a range of {', '.join(RANGES)}, got {range_name}; choose one")
     fits, make_grid = RANGES[range_name]
-    if format.alphabet != "uniform" or not fits(format):
+    if format.alphabet != "uniform" or not format.is_plain or not fits(format):
         raise FormatError(f"{format.name}: expected a format that can store the range {range_name}, got offset "
                           f"{format.offset}, zero {format.zero}, {format.num_codes} codes; choose another of either")
     return _choose_codes(w, format, make_grid(w, format))

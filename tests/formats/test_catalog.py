@@ -1,14 +1,19 @@
 """Names spell axes; every row is drawn truthfully, and docs/formats.md says what the code says."""
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lutra.errors import FormatError
-from lutra.formats import catalog, packing
-from lutra.formats.format import AXES
+from lutra.formats import catalog, packing, scales
+from lutra.formats.format import AXES, Format
+from lutra.formats.tables import TABLES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text("utf-8")
 
@@ -25,6 +30,15 @@ def test_names_by_hand():
         "planes4-row-f16": catalog.planes(4, 0, scale_dtype="f16"),
         "planes3-g64-token": catalog.planes(3, 64, activation_group=0),
         "int8-g16-f32": catalog.int8(16, scale_dtype="f32"),
+        "int8-g128-zeros": catalog.int8(128, offset="zeros"),
+        "planes1x3-g128-mins": catalog.planes(1, 128, terms=3, offset="mins"),
+        "ternaryx2": catalog.ternary(terms=2),
+        "ternary-g32-mins": catalog.ternary(32, offset="mins"),
+        "iq4nl-g32": catalog.table("iq4nl", 32),
+        "e2m1-g32-e8m0": catalog.table("e2m1", 32, scale_dtype="e8m0"),
+        "planes4-g32-mins-u8xf16": catalog.planes(4, 32, offset="mins", scale_dtype="u8", super_dtype="f16"),
+        "e2m1-g16-e4m3xf32-row": catalog.table("e2m1", 16, scale_dtype="e4m3", super_dtype="f32", super_group=0),
+        "signx2-g64-bf16-token": catalog.table("sign", 64, terms=2, scale_dtype="bf16", activation_group=0),
     }
     for name, form in names.items():
         assert form.name == name
@@ -41,19 +55,46 @@ def test_defaults():
 
 
 def test_a_name_is_a_format_and_a_format_a_name():
-    every = catalog._every()
-    assert all(name == form.name for name, form in every.items())
-    axes = [{**vars(form), "name": ""} for form in every.values()]
-    assert len({str(row) for row in axes}) == len(every)
+    every = [*every_combination(), *catalog.FORMATS.values()]
+    axes = {str({**vars(form), "name": ""}): form.name for form in every}
+    assert len(set(axes.values())) == len(axes) > 3000
+    for form in every:
+        assert catalog.find(form.name) == form
+        assert catalog.from_axes(catalog.axes_of(form)) == form
+
+
+def every_combination() -> Iterator[Format]:
+    """Formats of a few groups with everything that the constructors can make of them."""
+    scales_there_are = [dict(scale_dtype=dtype) for dtype in (None, *scales.SINGLE)] + [
+        dict(scale_dtype=lower, super_dtype=upper, super_group=size)
+        for lower in scales.LOWER for upper in scales.UPPER for size in (0, 256)
+    ]  # fmt: skip
+    makers = [partial(catalog.planes, bits) for bits in range(1, 8)]
+    makers += [catalog.ternary, catalog.int8, *(partial(catalog.table, name) for name in TABLES)]
+    for maker, group, scale, offset in product(makers, (0, 16, 32), scales_there_are, AXES["offset"]):
+        for more in ({}, {"terms": 2}, {"activation_group": 0}):
+            with suppress(FormatError, TypeError):                                # int8 has no terms
+                yield maker(group, offset=offset, **scale, **more)
+
+
+def test_every_axis_has_rows():
     assert len(catalog.FORMATS) == len(catalog.ROWS)
-    assert {(form.storage, form.bits) for form in catalog.FORMATS.values()} == {
-        *(("planes", bits) for bits in range(1, 8)), ("bytes", 8)}  # fmt: skip
+    for axis, values in AXES.items():
+        used = {getattr(form, axis) for form in catalog.FORMATS.values()}
+        assert used == set(values), axis
 
 
-@pytest.mark.parametrize("name", ["planes4-g23", "Q4_0", ""])
+@pytest.mark.parametrize("name", ["planes4-g23", "Q4_0", "", "planes4-g32-f16", "planes4-g32-row", "planes4",
+                                  "planes4-g32-u8", "int8x2-g32", "iq4nl-g32-zeros", "ternary-row", "planes4x1-g32"])
 def test_unknown_name(name):
-    with pytest.raises(FormatError, match="expected the name of a format, got .*; did you mean .*planes4-g32"):
+    with pytest.raises(FormatError, match=f"expected the name of a format, got {name}; did you mean [a-z]"):
         catalog.find(name)
+
+
+def test_near_names_are_offered():
+    for wrong, near in {"planes4-g23": "planes4-g32", "ternery": "ternary", "Q4_0": "planes4-g32"}.items():
+        with pytest.raises(FormatError, match=near):
+            catalog.find(wrong)
 
 
 @pytest.mark.parametrize("name", catalog.FORMATS)
@@ -88,8 +129,9 @@ def test_description_by_hand():
 def test_the_page_is_true():
     assert catalog.describe("planes3-g128-zeros") in PAGE
     assert all(f"| `{axis}` |" in PAGE for axis in AXES)
-    for name in re.findall(r"`((?:planes|ternary|int8)\d?[-\w]*)`", PAGE.split("## The packed order")[0]):
-        assert name == "planes" or catalog.find(name).name == name
+    assert all(f"`{name}`" in PAGE for name in TABLES)
+    for name in re.findall(r"`((?:planes\d|ternary|int8|e2m1|iq4nl)[-\w]*)`", PAGE.split("## The packed order")[0]):
+        assert name in TABLES or catalog.find(name).name == name
     assert catalog.find("planes2-g16-zeros-f32")
 
 
@@ -98,16 +140,22 @@ def test_axes_say_a_format_and_make_it_again():
         "alphabet": "uniform", "bits": 2, "group_size": 64, "zero": 1, "scale_dtype": "f16", "offset": "none",
         "activation_group": 64,
     }  # fmt: skip
-    for form in [*catalog._every().values(), *catalog.FORMATS.values()]:
-        assert catalog.from_axes(catalog.axes_of(form)) == form
+    assert catalog.axes_of(catalog.table("e2m1", 16, scale_dtype="e4m3", super_dtype="f32", super_group=0)) == {
+        "alphabet": "uniform", "bits": 4, "group_size": 16, "zero": 0, "scale_dtype": "e4m3", "offset": "none",
+        "activation_group": 16, "levels": "e2m1", "super_dtype": "f32",
+    }  # fmt: skip
+    plain = catalog.planes(4, 32)
+    assert catalog.from_axes(catalog.axes_of(plain) | {"terms": 1, "levels": "uniform"}) == plain
 
 
 @pytest.mark.parametrize(
     "change",
     [{"bits": 9}, {"bits": True}, {"bits": 4.0}, {"bits": [4]}, {"bits": None}, {"zero": 16}, {"zero": -1},
-     {"zero": 10**30}, {"group_size": 24}, {"group_size": "32"}, {"scale_dtype": "bf16"}, {"offset": "scales"},
-     {"activation_group": 64}, {"alphabet": "trit"}, {"bits": 8}, {"bits": 8, "zero": 128, "offset": "mins"},
-     {"name": "x"}],
+     {"zero": 10**30}, {"group_size": 24}, {"group_size": "32"}, {"scale_dtype": "f64"}, {"offset": "scales"},
+     {"activation_group": 64}, {"alphabet": "trit"}, {"name": "x"}, {"levels": "nf5"}, {"levels": ["nf4"]},
+     {"levels": "nf4"}, {"terms": 5}, {"terms": True}, {"terms": 2, "offset": "zeros"}, {"super_dtype": "f16"},
+     {"super_dtype": "bf16", "scale_dtype": "u8"}, {"super_group": 256}, {"super_group": 128}, {"scale_dtype": "u8"},
+     {"scale_dtype": "e8m0", "offset": "mins"}, {"scale_kind": "float"}],
     ids=str,
 )  # fmt: skip
 def test_axes_that_make_no_format(change):

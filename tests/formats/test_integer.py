@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from lutra.errors import FormatError
 from lutra.formats import catalog, integer
 from lutra.formats.qtensor import QTensor
+from lutra.formats.tables import TABLES
+from tests.formats.parts import min_at, scale_at
 
-PLANES = [name for name, form in catalog.FORMATS.items() if form.storage == "planes"]
+PLANES = [name for name, form in catalog.FORMATS.items() if form.storage == "planes" and form.levels == "uniform"]
 
 
 def activations(m: int, k: int, seed: int = 0) -> np.ndarray:
@@ -38,6 +40,38 @@ def test_mins_and_zeros_by_hand():
     assert integer.matmul(xq, xs, mins).tolist() == [[32 * 4 * (0.5 * 5 - 1)]]
     zeros = QTensor.from_codes(catalog.planes(4, 32, offset="zeros"), codes, scales, np.array([[3]], np.uint8))
     assert integer.matmul(xq, xs, zeros).tolist() == [[32 * 4 * 0.5 * (5 - 3)]]
+
+
+def test_terms_by_hand():
+    """32 activations of 2 and a row of 1 in plane 0, half of it in plane 1: 64 and 32, their scales 0.5 and 4."""
+    codes = np.zeros((1, 2, 32), np.uint8)
+    codes[0, 0], codes[0, 1, :16] = 1, 1
+    w = QTensor.from_codes(
+        catalog.planes(1, 32, terms=2, offset="mins"), codes, np.array([[0.5, 4]], np.float16),
+        mins=np.array([[-1]], np.float16),
+    )  # fmt: skip
+    xq, xs = np.full((1, 32), 2, np.int8), np.array([[0.25]], np.float32)
+    assert integer.group_dot(xq, w).tolist() == integer.group_dot_lut(xq, w).tolist() == [[[64, 32]]]
+    assert integer.matmul(xq, xs, w).tolist() == [[0.25 * (64 * 0.5 + 32 * 4 - 64)]]
+
+
+def test_table_by_hand():
+    """IQ4_NL: codes 0 and 15 are -127 and 113; 16 of each."""
+    codes = np.repeat(np.array([[0, 15]], np.uint8), 16, axis=1)
+    w = QTensor.from_codes(catalog.table("iq4nl", 32), codes, np.array([[0.5]], np.float16))
+    xq, xs = np.ones((1, 32), np.int8), np.ones((1, 1), np.float32)
+    assert integer.group_dot(xq, w).tolist() == [[[16 * (113 - 127)]]]
+    assert integer.matmul(xq, xs, w).tolist() == [[-112]]
+
+
+def test_an_upper_scale_rounds_before_the_activations_scale():
+    """7 * f32(0.1) rounds, and times f32(0.1) rounds again: not the same as 7 * (0.1 * 0.1)."""
+    form = catalog.planes(4, 32, scale_dtype="u8", super_dtype="f32", super_group=0)
+    codes, tenth = np.full((1, 32), 9, np.uint8), np.float32(0.1)
+    w = QTensor.from_codes(form, codes, np.array([[7]], np.uint8), super_scales=np.array([[tenth]], np.float32))
+    xq, xs = np.zeros((1, 32), np.int8), np.array([[tenth]], np.float32)
+    xq[0, 0] = 1
+    assert integer.matmul(xq, xs, w).item() == (np.float32(7) * tenth) * tenth != np.float32(7) * (tenth * tenth)
 
 
 def test_quantize_activations_rounds_halves_to_even():
@@ -76,13 +110,16 @@ def test_group_dot_is_the_integer_sum(name, n, k, random_weight):
     xq = activations(3, k)
     acc = integer.group_dot(xq, w)
     assert acc.dtype == np.int32 and acc.shape == (3, n, w.scales.shape[1])
-    levels = w.codes().astype(np.int64) - w.format.zero
+    form, group = w.format, w.format.group_size or k
+    levels = w.codes().reshape(n, form.terms, k).astype(np.int64) - form.zero
+    if form.levels != "uniform":
+        levels = np.array([TABLES[form.levels][code] for code in levels.ravel()], np.int64).reshape(levels.shape)
     if w.zeros is not None:
-        levels -= np.repeat(w.zeros.astype(np.int64), w.format.group_size, axis=1)[:, :k]
-    group = w.format.group_size or k
-    for g in range(acc.shape[2]):
+        levels -= np.repeat(w.zeros.astype(np.int64), form.group_size, axis=1)[:, None, :k]
+    for g, term in np.ndindex(form.num_groups(k), form.terms):
         part = slice(g * group, (g + 1) * group)
-        assert np.array_equal(acc[:, :, g], xq[:, part].astype(np.int64) @ levels[:, part].T)
+        expected = xq[:, part].astype(np.int64) @ levels[:, term, part].T
+        assert np.array_equal(acc[:, :, g * form.terms + term], expected)
 
 
 @pytest.mark.parametrize("name", ["int8-row", "planes4-row", "planes7-row"])
@@ -126,20 +163,23 @@ def test_half_a_table_says_everything():
 
 def scalar_matmul(xq, xs, w):
     """One output at a time, every operation an f32 scalar, in the order of the contract."""
-    form, codes = w.format, w.codes()
+    form = w.format
+    codes = w.codes().reshape(w.shape[0], form.terms, w.shape[1])
+    levels = range(256) if form.levels == "uniform" else TABLES[form.levels].tolist()
     group = form.group_size or w.padded_k
     y = np.zeros((len(xq), w.shape[0]), np.float32)
     for m, n in np.ndindex(y.shape):
         out = np.float32(0)
-        for g in range(w.scales.shape[1]):
+        for g in range(form.num_groups(w.shape[1])):
             columns = range(g * group, min((g + 1) * group, w.shape[1]))
             zero = form.zero + (0 if w.zeros is None else int(w.zeros[n, g]))
-            acc = sum((int(codes[n, k]) - zero) * int(xq[m, k]) for k in columns)
             x_scale = xs[m, min(g, xs.shape[1] - 1)]
-            out = np.float32(out + np.float32(np.float32(acc) * np.float32(np.float32(w.scales[n, g]) * x_scale)))
+            for term in range(form.terms):
+                acc = sum((levels[codes[n, term, k]] - zero) * int(xq[m, k]) for k in columns)
+                out = np.float32(out + np.float32(np.float32(acc) * np.float32(scale_at(w, n, g, term) * x_scale)))
             if w.mins is not None:
                 xsum = sum(int(xq[m, k]) for k in columns)
-                out = np.float32(out + np.float32(np.float32(xsum) * np.float32(np.float32(w.mins[n, g]) * x_scale)))
+                out = np.float32(out + np.float32(np.float32(xsum) * np.float32(min_at(w, n, g) * x_scale)))
         y[m, n] = out
     return y
 
@@ -150,12 +190,13 @@ def test_matmul_order(name, random_weight):
     x = np.random.default_rng(3).standard_normal((2, 300)).astype(np.float32)
     for group in {0, w.format.group_size}:
         xq, xs = integer.quantize_activations(x, group)
-        if xs.shape[1] in (1, w.scales.shape[1]):
+        if xs.shape[1] in (1, w.format.num_groups(300)):
             assert integer.matmul(xq, xs, w).tobytes() == scalar_matmul(xq, xs, w).tobytes()
 
 
 @pytest.mark.parametrize(
-    "name", ["ternary", "planes4-g32", "planes4-g32-mins-f32", "planes3-g128-zeros", "planes6-g16-f32", "int8-g32"]
+    "name", ["ternary", "planes4-g32", "planes4-g32-mins-f32", "planes3-g128-zeros", "planes6-g16-f32", "int8-g32",
+             "planes1x3-g128-mins", "ternaryx2-g128", "nf4-g64", "e2m3-g32-e8m0", "planes4-g32-mins-u8xf16"]
 )
 def test_matmul_is_close_to_floats(name, random_weight):
     w = random_weight(catalog.find(name), 8, 256)
@@ -177,3 +218,5 @@ def test_errors(random_weight):
         integer.split_planes(np.zeros((1, 6), np.uint8), 2)
     with pytest.raises(FormatError, match="int8-g32: expected a format stored as planes, got bytes; use group_dot"):
         integer.group_dot_lut(activations(1, 64), random_weight(catalog.int8(32), 2, 64))
+    with pytest.raises(FormatError, match="iq4nl-g32: expected a format stored as planes, got levels iq4nl"):
+        integer.group_dot_lut(activations(1, 64), random_weight(catalog.table("iq4nl", 32), 2, 64))

@@ -5,21 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from lutra.compiler.launch import Step
-from lutra.formats import integer
+from lutra.formats import catalog, integer
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
+from lutra.kernels import stored
 from lutra.kernels.activations import Activations, allocate
+from tests.formats.parts import random_beside, random_codes
+
+MULTIPLIED = [name for name, format in catalog.FORMATS.items() if stored.EXTENTS["mad"].holds(format)]
 
 
 def random_weight(format: Format, n: int, k: int, seed: int = 0) -> QTensor:
     """Random codes, scales of both signs; the codes of row 0 are all the largest."""
     rng = np.random.default_rng(seed)
-    groups = (n, format.num_groups(k))
-    codes = rng.integers(0, format.num_codes, (n, k), dtype=np.uint8)
+    codes = random_codes(format, n, k, rng)
     codes[0] = format.num_codes - 1
-    zeros = rng.integers(0, 2**format.bits, groups, dtype=np.uint8, endpoint=True) if format.offset == "zeros" else None
-    mins = rng.standard_normal(groups).astype(format.dtype) if format.offset == "mins" else None
-    return QTensor.from_codes(format, codes, rng.standard_normal(groups).astype(format.dtype), zeros, mins)
+    return QTensor.from_codes(format, codes, **random_beside(format, n, k, rng))
 
 
 def random_activations(w: QTensor, m: int, rows: int, seed: int = 1) -> Activations:

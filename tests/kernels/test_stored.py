@@ -22,7 +22,7 @@ SIZES = [(1, 1), (32, 32), (33, 97), (64, 160), (65, 300), (130, 64)]
 def test_by_hand():
     """33 rows of 97 ternary weights in mad order: two pairs of rows, four chunks of 32 at 2 bits, a scale a row."""
     sizes = stored.array_bytes(choose.tile(random_weight(catalog.ternary(), 33, 97), order="mad"))
-    assert sizes == {"codes": 64 * 4 * 8, "scales": 64 * 4, "zeros": 1, "mins": 1}
+    assert sizes == {"codes": 64 * 4 * 8, "scales": 64 * 4, "zeros": 1, "mins": 1, "super_scales": 1, "super_mins": 1}
 
 
 def test_every_order_has_a_row():

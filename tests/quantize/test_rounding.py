@@ -11,7 +11,10 @@ from lutra.formats import catalog
 from lutra.quantize import rounding
 from lutra.quantize.rounding import round_to_nearest
 
-MIDDLE = [form for form in catalog.FORMATS.values() if form.alphabet == "uniform" and form.name != "planes2-g64-zero1"]
+MIDDLE = [
+    form for form in catalog.FORMATS.values()
+    if form.is_plain and form.alphabet == "uniform" and form.name != "planes2-g64-zero1"
+]  # fmt: skip
 
 
 def gauss(n: int, k: int, seed: int = 0) -> np.ndarray:
