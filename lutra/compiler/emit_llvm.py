@@ -85,7 +85,8 @@ class _KernelEmitter(Emitter):
     def _prefetch(self, op: Op) -> None:
         address = self._address(op)
         self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-        self.lines.append(f"  call void @llvm.prefetch.p0(ptr {address}, i32 0, i32 3, i32 1)")
+        locality = 4 - op.attributes["level"]  # 3 asks for the nearest cache
+        self.lines.append(f"  call void @llvm.prefetch.p0(ptr {address}, i32 0, i32 {locality}, i32 1)")
 
     def _var(self, op: Op) -> None:
         assert op.result is not None

@@ -291,10 +291,15 @@ def store(pointer: Value, index: Operand, value: Operand) -> None:
     _builder().emit("store", (pointer, _index(index), new), None)
 
 
-def prefetch(pointer: Value, index: Operand) -> None:
-    """Ask for the cache line of element `index`.  A hint: it may lie outside the buffer and never faults."""
+def prefetch(pointer: Value, index: Operand, level: int = 1) -> None:
+    """Ask for the cache line of element `index`.  A hint: it may lie outside the buffer and never faults.
+
+    level   the cache to bring it into: 1, the nearest, 2 or 3
+    """
     _pointer(pointer)
-    _builder().emit("prefetch", (pointer, _index(index)), None)
+    if level not in (1, 2, 3):
+        raise fail(f"prefetch brings a line into cache 1, 2 or 3, got {level}")
+    _builder().emit("prefetch", (pointer, _index(index)), None, level=level)
 
 
 # ---- lane-wise --------------------------------------------------------------------------------------------------

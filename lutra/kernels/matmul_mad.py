@@ -2,16 +2,17 @@
 
 A vector of 64 bytes holds one packed word of 16 weight rows (tiles.py, mad order).  Byte j of row r carries, in fields
 of `bits` bits, the codes of that row's weights 4 s + j: one shift and one mask make the operand of quad s.  The four
-activations it meets are the same for all rows, so they are broadcast.
+activations it meets are the same for all rows, so they are broadcast.  For one row of activations the shift can be left
+out: a mask alone makes codes times a power of two, whose sums stay apart until the end of a group (Plan.in_place).
 
 One task is one pair of row tiles times `tile_m` rows of activations, row blocks fastest.
 Specification: formats/integer.matmul, bit for bit.
-Bounds: a group's int32 sum holds while 127 * (2**bits - 1) * group < 2**31: K < 66,000 for 8 bits in one group.
+Bounds: a group's int32 sum holds while 127 * 255 * group < 2**31: K < 66,000 in one group, for codes of any width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,10 +48,12 @@ from lutra.kernels.buffers import check_state
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
 from lutra.kernels.plan import Plan
 from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
-from lutra.kernels.unpack import load_as, take_quad
+from lutra.kernels.unpack import has_one_field, load_as, quad_in_place, take_quad
 
 VECTOR = 4 * ROWS  # bytes: one packed word of 16 rows
 QUADS = CHUNK // 4  # operands in a chunk, each meeting 4 activations
+
+Codes = tuple[Value, int]  # codes of a quad times 2**power, u8x64, and the power
 
 
 @kernel
@@ -127,15 +130,15 @@ class W:
     chunks: Value
     format: Format
 
-    def words(self, tiles: range, chunk: Value, prefetch_bytes: int) -> list[list[Value]]:
+    def words(self, tiles: range, chunk: Value, ahead: Sequence[tuple[int, int]]) -> list[list[Value]]:
         """Packed words [tile][word] of a chunk, read in the order they lie in memory: u32x16, one row a lane."""
         start = (self.pair * self.chunks + chunk) * (self.format.bits * 2 * VECTOR)
         words: list[list[Value]] = [[] for _ in tiles]
         for word in range(self.format.bits):
             for side, tile in enumerate(tiles):
                 at = start + (2 * word + tile) * VECTOR
-                if prefetch_bytes:
-                    prefetch(self.codes, at + prefetch_bytes)
+                for level, distance in ahead:
+                    prefetch(self.codes, at + distance, level)
                 words[side].append(bitcast(load(self.codes, at, VECTOR), u32))
         return words
 
@@ -147,39 +150,57 @@ class W:
 
 
 class Sums:
-    """int32 sums of one group: [row of activations][row tile][partial].
+    """int32 sums of one group: [row of activations][row tile][power][partial]; a partial holds its sum times 2**power.
 
-    The first partial starts at `starts[row]`, minus what the constant zero takes from every code; the others at 0.
+    The first partial of power 0 starts at `starts[row]`, minus what the constant zero takes from every code; the others
+    at 0.  `accumulators` are shared out to the powers.
     """
 
-    def __init__(self, starts: list[Value], tiles: int, accumulators: int):
-        none = const(0, i32, ROWS)
+    def __init__(self, starts: list[Value], tiles: int, powers: Sequence[int], accumulators: int):
+        none, count = const(0, i32, ROWS), max(1, accumulators // len(powers))
         self.parts = [
-            [[var(none if part else start) for part in range(accumulators)] for _ in range(tiles)] for start in starts
+            [
+                {power: [var(none if power or part else start) for part in range(count)] for power in powers}
+                for _ in range(tiles)
+            ]
+            for start in starts
         ]
 
-    def add(self, m: int, side: int, pairs: list[tuple[Value, Value]], bound: int) -> None:
-        """Add the dot products of pairs (codes, activations), dealt to the partials in turn."""
-        parts = self.parts[m][side]
-        for i, part in enumerate(parts):
-            part.set(dot4_sum(part, pairs[i :: len(parts)], bound=bound))
+    def add(self, m: int, side: int, codes: list[Codes], fours: list[Value], bits: int) -> None:
+        """Add the dot products of codes and activations, quad by quad, dealt to the partials in turn."""
+        for power, parts in self.parts[m][side].items():
+            ours = [(code, four) for (code, found), four in zip(codes, fours, strict=True) if found == power]
+            for i, part in enumerate(parts):
+                if dealt := ours[i :: len(parts)]:
+                    part.set(dot4_sum(part, dealt, bound=(2**bits - 1) << power))
 
     def total(self, m: int, side: int) -> Value:
-        parts = [part.get() for part in self.parts[m][side]]
-        while len(parts) > 1:
-            parts = [parts[i] + parts[i + 1] for i in range(0, len(parts), 2)]
-        return parts[0]
+        """The sum of all partials; the bits that a shift loses are 0."""
+        powers = self.parts[m][side].items()
+        sums = [(power, _add_up([part.get() for part in parts])) for power, parts in powers]
+        return _add_up([total >> power if power else total for power, total in sums])
+
+
+def _add_up(parts: list[Value]) -> Value:
+    """The sum of 1, 2, 4, ... values, neighbours first: no long chain."""
+    while len(parts) > 1:
+        parts = [parts[i] + parts[i + 1] for i in range(0, len(parts), 2)]
+    return parts[0]
 
 
 def multiply(w: W, x: X, tiles: range, plan: Plan) -> list[list[Value]]:
     """f32x16 results [row of activations][tile], groups added in ascending order."""
     outs = [[var(const(0.0, f32, ROWS)) for _ in tiles] for _ in x.xq_rows]
+    bits, ahead = w.format.bits, plan.ahead
+    in_place = plan.in_place and has_one_field(bits)
+    powers = range(0, 8, bits) if in_place else [0]
     for group, spans in groups(w.chunks, w.format.group_size, plan.unroll):
         starts = [splat(x.sum(m, group) * -w.format.zero, ROWS) for m in range(len(outs))]
-        sums = Sums(starts, len(tiles), plan.accumulators)
+        sums = Sums(starts, len(tiles), powers, plan.accumulators)
         for chunk, quads in spans:
-            words = w.words(tiles, chunk, plan.prefetch_bytes if quads.start == 0 else 0)
-            add_chunk(sums, x, words, w.format.bits, chunk, quads)
+            words = w.words(tiles, chunk, ahead if quads.start == 0 else [])
+            codes = [[quad_codes(both, quad, bits, in_place) for quad in quads] for both in words]
+            add_chunk(sums, x, codes, bits, chunk, quads)
         for side, tile in enumerate(tiles):
             scale_group(outs, sums, w, x, side, tile, group)
     return [[out.get() for out in row] for row in outs]
@@ -227,13 +248,17 @@ def group_spans(first: Value, per_group: int, unroll: int) -> Spans:
             yield first + (chunk + i), range(QUADS)
 
 
-def add_chunk(sums: Sums, x: X, words: list[list[Value]], bits: int, chunk: Value, quads: range) -> None:
+def quad_codes(words: list[Value], quad: int, bits: int, in_place: bool) -> Codes:
+    """The codes of a quad times a power of two."""
+    return quad_in_place(words, quad, bits) if in_place else (take_quad(words, quad, bits), 0)
+
+
+def add_chunk(sums: Sums, x: X, codes: list[list[Codes]], bits: int, chunk: Value, quads: range) -> None:
     """One dot4 for each quad, row of activations and row tile."""
-    operands = [[take_quad(tile_words, quad, bits) for quad in quads] for tile_words in words]
     for m in range(len(x.xq_rows)):
         fours = [x.quad(m, chunk * CHUNK + 4 * quad) for quad in quads]
-        for side, codes in enumerate(operands):
-            sums.add(m, side, list(zip(codes, fours, strict=True)), 2**bits - 1)
+        for side, ours in enumerate(codes):
+            sums.add(m, side, ours, fours, bits)
 
 
 def scale_group(outs: list, sums: Sums, w: W, x: X, side: int, tile: int, group: Operand) -> None:

@@ -26,6 +26,26 @@ def take_quad(words: Sequence[Value], quad: int, bits: int) -> Value:
     return reduce(or_, parts)
 
 
+def has_one_field(bits: int) -> bool:
+    """Whether a code is one field of one word, so that quad_in_place can take it."""
+    return len(packing.FIELDS[bits]) == 1
+
+
+def quad_in_place(words: Sequence[Value], quad: int, bits: int) -> tuple[Value, int]:
+    """Codes of a quad, masked where they stand in their word: no shift.  Arguments as of take_quad.
+
+    returns  codes * 2**power, at most 255, and power
+    """
+    (index, shift) = next(
+        (index, int(shift))
+        for index, word in enumerate(packing.layout(bits))
+        for step, shift in word.lanes()
+        if step == quad
+    )
+    moved = bitcast(words[index], u8)
+    return (moved & (2**bits - 1) << shift if bits < 8 else moved), shift
+
+
 def _field(word: Value, right: int, mask: int) -> Value:
     """Move a field to where its bits stand in a code, and clear the rest."""
     moved = word >> right if right > 0 else word << -right if right < 0 else word

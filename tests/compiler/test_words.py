@@ -69,7 +69,7 @@ def float_words(x: Pointer[f32], y: Pointer[f32], n: i64, eps: f32, task: i64, *
         store(y, i * 64, value)
     total = var(const(0.0, f32, lanes))
     for k in loop(0, n, lanes):
-        prefetch(x, k + 4096)
+        prefetch(x, k + 4096, 2)
         total += load(x, k, lanes) * load(x, k, lanes)
     store(y, 18 * 64, reduce_add(total.get()))
     store(y, 18 * 64 + 1, extract(a, lanes - 1))

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from lutra.compiler import targets
+from lutra.compiler.kernel import kernel
+from lutra.compiler.language import Pointer, i64, load, store, u8, u32
 from lutra.errors import KernelError
 from lutra.formats import catalog, integer
 from lutra.formats.format import Format
@@ -14,6 +16,7 @@ from lutra.kernels.buffers import aligned
 from lutra.kernels.elementwise import relu2_spec, silu_spec
 from lutra.kernels.plan import Plan
 from lutra.kernels.tiles import interleave_rows, tile_dense, tile_mad
+from lutra.kernels.unpack import has_one_field, quad_in_place
 from tests.kernels.linears import random_activations, random_weight, run, state
 
 ISAS = [target.isa for target in targets.available()]
@@ -76,12 +79,43 @@ def test_other_combinations_of_axes(name):
     check(catalog.find(name), SIZES, 1, ISAS[0])
 
 
-@pytest.mark.parametrize("plan", [Plan(1, 1, 1, 0), Plan(2, 1, 2, 4096), Plan(1, 4, 4, 0), Plan(2, 2, 3, 64)])
+IN_PLACE = Plan(2, 4, 1, 1024, 4096, in_place=True)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [Plan(1, 1, 1, 0), Plan(2, 1, 2, 4096), Plan(1, 4, 4, 0), Plan(2, 2, 3, 64), Plan(1, 16, 2, 0, 64, True), IN_PLACE],
+)
 @pytest.mark.parametrize("name", ["ternary", "planes3-g128-zeros", "planes4-g256"])
 def test_a_plan_changes_no_bit(name, plan):
     for m, n, k in SIZES[3:]:
         got, want = multiply(random_weight(catalog.find(name), n, k), m, 4, shape=plan)
         assert got.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", [*ONE_PER_WIDTH, "planes2-g16-mins-f32", "planes1-g16-zeros", "planes4-g16"])
+def test_codes_taken_in_place(name, isa):
+    """Masked but not shifted, they are up to 240, more than some instructions hold twice in 16 bits."""
+    for m, n, k in SIZES[2:4]:
+        got, want = multiply(random_weight(catalog.find(name), n, k), m, 1, isa, shape=IN_PLACE)
+        assert got.tobytes() == want.tobytes()
+
+
+def test_an_operand_in_place_by_hand():
+    """Weights 8 to 11 of a word of 2 bits: 3 2 1 0 in the third fields, so 48 32 16 0, 2**4 times too large."""
+
+    @kernel
+    def take(source: Pointer[u32], out: Pointer[u8], task: i64):
+        codes, power = quad_in_place([load(source, 0, 1)], 2, 2)
+        assert power == 4
+        store(out, 0, codes)
+
+    others, out = 0xC3C3C3C3, np.zeros(4, np.uint8)
+    word = np.array([others | 3 << 4 | 2 << 12 | 1 << 20 | 0 << 28], np.uint32)
+    take.run({"source": word, "out": out}, 1)
+    assert out.tolist() == [48, 32, 16, 0]
+    assert [bits for bits in range(1, 9) if has_one_field(bits)] == [1, 2, 4, 8]
 
 
 @pytest.mark.parametrize("name", [*ONE_PER_WIDTH, "planes3-g16-f32"])

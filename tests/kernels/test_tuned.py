@@ -108,7 +108,7 @@ def test_candidates_start_with_the_table():
     for order in ("mad", "dense"):
         for tile_m in choose.row_blocks(order, ISA):
             found = candidates(order, ISA, tile_m)
-            assert found[0] == plan_for(order, ISA, tile_m) and len(set(found)) == len(found) < 30
+            assert found[0] == plan_for(order, ISA, tile_m) and len(set(found)) == len(found) < 80
     assert candidates("lut", ISA, 1) == []
 
 
@@ -173,4 +173,4 @@ def test_numbers_of_another_kind_become_the_plan_itself(path: Path):
     stored["choices"][0]["plan"].update(tiles=1.0, unroll=True)
     path.write_text(json.dumps(stored))
     tuned._read.cache_clear()
-    assert [type(value) for value in vars(tuned.plan(weight(), 1)).values()] == [int] * 4
+    assert [type(value) for value in vars(tuned.plan(weight(), 1)).values()] == [int] * 5 + [bool]
