@@ -56,6 +56,11 @@ class Function:
             yield op
             stack.extend(reversed(op.body))
 
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """Names of the pointers it writes through, sorted."""
+        return tuple(sorted({op.operands[0].name for op in self.walk() if op.name == "store"}))
+
 
 def to_text(function: Function) -> str:
     """Print a function, one operation a line."""

@@ -6,6 +6,7 @@ digest of everything the code depends on; a second process loads the object with
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,17 +29,22 @@ from lutra.compiler.emit_llvm import emit
 from lutra.compiler.host import architecture
 from lutra.compiler.ir import Function, to_text
 from lutra.compiler.targets import PORTABLE, Target
+from lutra.compiler.tidy import STAGING, tidy
 from lutra.errors import LutraError
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel's machine code in this process, and the folder that shows how it came about."""
+    """A kernel's machine code in this process, and the folder that shows how it came about.
+
+    stores   names of the parameters it writes through
+    """
 
     symbol: str
     address: int
     folder: Path
     isa: str
+    stores: tuple[str, ...]
 
     def text(self, stage: str) -> str:
         """One of the artefacts: 'ir', 'llvm', 'asm' or 'meta'."""
@@ -112,22 +118,27 @@ def _llvm_version() -> str:
 def load(name: str, digest: str, target: Target) -> Compiled | None:
     """Link a cached object, or None when there is no whole one."""
     folder = cache_folder() / f"{name}-{target.isa}-{digest}"
-    code = _read_object(folder)
-    if code is None:
+    found = _read_object(folder)
+    if found is None:
+        return None
+    code, meta = found
+    if not isinstance(meta.get("stores"), list):
         return None
     symbol = f"{name}_{target.isa}_{digest}"
-    return Compiled(symbol, _link(symbol, code), folder, target.isa)
+    with contextlib.suppress(OSError):  # somebody else's cache of the same user, mounted to be read
+        os.utime(folder)
+    return Compiled(symbol, _link(symbol, code), folder, target.isa, tuple(meta["stores"]))
 
 
-def _read_object(folder: Path) -> bytes | None:
-    """The object of a cache folder if it is the one that meta.json describes."""
+def _read_object(folder: Path) -> tuple[bytes, dict[str, Any]] | None:
+    """The object of a cache folder if it is the one that meta.json describes, and what that says."""
     try:
         code = (folder / _OBJECT).read_bytes()
         meta = json.loads((folder / STAGES["meta"]).read_text())
     except (OSError, ValueError):
         return None
     is_whole = isinstance(meta, dict) and meta.get("object_sha256") == hashlib.sha256(code).hexdigest()
-    return code if is_whole else None
+    return (code, meta) if is_whole else None
 
 
 def build(function: Function, digest: str, target: Target) -> Compiled:
@@ -147,13 +158,14 @@ def build(function: Function, digest: str, target: Target) -> Compiled:
         "features": sorted(target.features),
         "llvm": _llvm_version(),
         "compile_ms": round(compile_ms, 2),
+        "stores": function.stores,
         "cost": cost.count(function),
         "object_sha256": hashlib.sha256(code).hexdigest(),
     }
     stages = {"ir": to_text(function), "llvm": str(module), "asm": assembly, "meta": json.dumps(meta, indent=1)}
     folder = cache_folder() / f"{function.name}-{target.isa}-{digest}"
     _store(folder, {**{STAGES[stage]: body.encode() for stage, body in stages.items()}, _OBJECT: code})
-    return Compiled(symbol, _link(symbol, code), folder, target.isa)
+    return Compiled(symbol, _link(symbol, code), folder, target.isa, function.stores)
 
 
 def show(compiled: Compiled) -> None:
@@ -169,8 +181,9 @@ def _store(folder: Path, files: dict[str, bytes]) -> None:
 
     Raises LutraError where nothing can be written.
     """
+    _tidy(folder.parent)
     try:
-        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
+        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=STAGING))
         for name, body in files.items():
             (staging / name).write_bytes(body)
     except OSError as error:  # not allowed, or the disk is full
@@ -184,6 +197,12 @@ def _store(folder: Path, files: dict[str, bytes]) -> None:
             staging.rmdir()
         except OSError as error:
             raise _unwritable(folder.parent, error) from None
+
+
+@cache
+def _tidy(folder: Path) -> None:
+    """Make room in the cache, once a process and only when it grows."""
+    tidy(folder, time.time())
 
 
 class Linker:
@@ -219,8 +238,10 @@ def link_text(text: str, symbols: tuple[str, ...]) -> dict[str, int]:
     """Compile a hand-written LLVM module for the baseline CPU, or take it from the cache; the functions' addresses."""
     digest = hashlib.sha256((architecture() + text + _llvm_version()).encode()).hexdigest()
     folder = cache_folder() / f".runtime-{digest[:16]}"
-    code = _read_object(folder)
-    if code is None:
+    found = _read_object(folder)
+    if found is not None:
+        code = found[0]
+    else:
         machine = native_machine(PORTABLE)
         code = machine.emit_object(optimise(text, machine))
         meta = json.dumps({"object_sha256": hashlib.sha256(code).hexdigest()})

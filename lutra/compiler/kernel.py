@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,13 @@ class Kernel:
 
     def bind(self, args: dict[str, Any], isa: str | None = None, **static: Any) -> Launch:
         """Machine code plus argument block: ready to run any number of times on the same buffers."""
-        return Launch(self, self.compile(isa, **static), self._checked(args), static)
+        compiled = self.compile(isa, **static)
+        return Launch(self, compiled, self._checked(args, compiled.stores), static)
 
     def interpret(self, args: dict[str, Any], tasks: int, **static: Any) -> None:
         """Run tasks 0 .. tasks - 1 in NumPy, with every memory access checked."""
-        interpret(self.trace(**static), self._checked(args), range(tasks))
+        function = self.trace(**static)
+        interpret(function, self._checked(args, function.stores), range(tasks))
 
     def run(self, args: dict[str, Any], tasks: int, isa: str | None = None, **static: Any) -> None:
         """Run tasks 0 .. tasks - 1 natively on the calling thread."""
@@ -69,7 +71,8 @@ class Kernel:
             if isinstance(want, np.ndarray):
                 _compare(self.name, name, want.reshape(-1), native[name].reshape(-1))
 
-    def _checked(self, args: dict[str, Any]) -> dict[str, Any]:
+    def _checked(self, args: dict[str, Any], stores: Sequence[str]) -> dict[str, Any]:
+        """The arguments in the kernel's order; KernelError where one is missing, or not what machine code expects."""
         if set(args) != set(self.params):
             raise KernelError(f"{self.name}: expected arguments {', '.join(self.params)}, got {', '.join(args)}")
         for name, kind in self.params.items():
@@ -78,6 +81,8 @@ class Kernel:
                 if not isinstance(value, np.ndarray) or value.dtype != kind.dtype.numpy or not value.flags.c_contiguous:
                     got = f"{value.dtype} array" if isinstance(value, np.ndarray) else type(value).__name__
                     raise KernelError(f"{self.name}: {name} must be a contiguous {kind.dtype} array, got {got}")
+                if name in stores and not value.flags.writeable:
+                    raise KernelError(f"{self.name}: {name} is written, got a read-only array; pass a copy")
             elif isinstance(value, np.ndarray):
                 raise KernelError(f"{self.name}: {name} must be a number ({kind}), got an array")
         return {name: args[name] for name in self.params}

@@ -80,6 +80,16 @@ def test_arguments_are_checked_before_machine_code_sees_them(args, words):
         reads_on.bind(args)
 
 
+def test_a_read_only_array_is_refused_where_the_kernel_writes():
+    x, y = np.arange(5, dtype=np.float32), np.zeros(4, np.float32)
+    x.flags.writeable = False  # as a mapped file's: reading is fine
+    reads_on.run({"x": x, "y": y}, 4)
+    assert y.tolist() == [1, 2, 3, 4]
+    for refuse in (reads_on.bind, lambda args: reads_on.interpret(args, 4)):
+        with pytest.raises(KernelError, match="reads_on: y is written, got a read-only array; pass a copy"):
+            refuse({"x": y, "y": x[:4]})
+
+
 def test_unknown_and_missing_instruction_sets(monkeypatch):
     monkeypatch.setenv("LUTRA_ISA", "sse9")
     with pytest.raises(LutraError, match="expected LUTRA_ISA to be one of avx512, avxvnni, avx2, portable, got 'sse9'"):
