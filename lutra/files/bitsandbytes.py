@@ -89,7 +89,8 @@ def _scales(parts: Parts) -> np.ndarray:
             raise FormatError(f"weight.absmax: expected nested_absmax and 256 values of nested_quant_map; {DAMAGED}")
         outer = parts[NESTED[0]].reshape(-1).astype(np.float32)
         if len(outer) != -(-len(absmax) // state.nested_block):
-            raise FormatError(f"nested_absmax: expected one for {state.nested_block} blocks, got {len(outer)}; {DAMAGED}")
+            raise FormatError(f"nested_absmax: expected one per {state.nested_block} blocks, got {len(outer)}; "
+                              f"{DAMAGED}")  # fmt: skip
         values = parts[NESTED[1]].reshape(-1).astype(np.float32)[absmax]
         absmax = values * np.repeat(outer, state.nested_block)[: len(absmax)] + np.float32(state.nested_offset)
     if len(absmax) != n * (k // state.block):

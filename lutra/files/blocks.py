@@ -1,7 +1,8 @@
 """GGUF tensor types: how many weights a block holds, in how many bytes, and which format it becomes.
 
 A row is whole blocks, low K first.  A decoder takes blocks uint8 [N, blocks, block_bytes] and returns codes uint8
-[N, K], scales and mins [N, G] with the same values; its docstring is the byte layout, fields in order.
+[N, K] and what stands beside them, with the same values; its docstring is the byte layout, fields in order.  Types of
+the IQ family are in blocks_iq.py, small floats in blocks_float.py.
 Source of the layouts: ggml, src/ggml-common.h; checked against the `gguf` package (gguf.quants) in the tests.
 """
 
@@ -13,72 +14,45 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from lutra.files import blocks_float, blocks_iq
+from lutra.files.fields import Parts, f16, flags, nibbles, quarters, rows
 from lutra.formats import catalog
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
 
-Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # codes, scales, mins
-
 CHUNK_WEIGHTS = 1 << 24  # decoded at a time: bounds the memory beside the result to a few times 16 MiB
-ONE_BIT_SHIFTS = np.arange(8, dtype=np.uint8)[:, None]  # [8, 1]
-TWO_BIT_SHIFTS = np.array([0, 2, 4, 6], np.uint8)[:, None]  # [4, 1]
 POWERS_OF_THREE = np.array([1, 3, 9, 27, 81], np.uint8)[:, None]  # [5, 1]
-
-
-def _f16(field: np.ndarray) -> np.ndarray:
-    """View bytes [..., 2] as f16 [...]."""
-    return np.ascontiguousarray(field).view("<f2")[..., 0]
-
-
-def _nibbles(field: np.ndarray) -> np.ndarray:
-    """Spread bytes [..., B] to codes [..., 2 B]: all low nibbles, then all high ones."""
-    return np.concatenate([field & 15, field >> 4], axis=-1)
-
-
-def _fields(field: np.ndarray) -> np.ndarray:
-    """Spread bytes [..., B] to 2-bit codes [..., 4, B]: the lowest field of all bytes, then the next."""
-    return field[..., None, :] >> TWO_BIT_SHIFTS & 3
-
-
-def _flags(field: np.ndarray) -> np.ndarray:
-    """Spread bytes [..., B] to bits [..., 8, B]: the lowest bit of all bytes, then the next."""
-    return field[..., None, :] >> ONE_BIT_SHIFTS & 1
-
-
-def _rows(values: np.ndarray) -> np.ndarray:
-    """Flatten everything behind N: [N, ...] to [N, K] or [N, G]."""
-    return values.reshape(len(values), -1)
 
 
 def q4_0(blocks: np.ndarray) -> Parts:
     """d f16 | 16 bytes of nibbles: weights 0-15 low, 16-31 high.  d * (code - 8)."""
-    return _rows(_nibbles(blocks[..., 2:18])), _f16(blocks[..., 0:2]), None
+    return Parts(rows(nibbles(blocks[..., 2:18])), f16(blocks[..., 0:2]))
 
 
 def q4_1(blocks: np.ndarray) -> Parts:
     """d f16 | m f16 | 16 bytes of nibbles as q4_0.  d * code + m."""
-    return _rows(_nibbles(blocks[..., 4:20])), _f16(blocks[..., 0:2]), _f16(blocks[..., 2:4])
+    return Parts(rows(nibbles(blocks[..., 4:20])), f16(blocks[..., 0:2]), f16(blocks[..., 2:4]))
 
 
 def q5_0(blocks: np.ndarray) -> Parts:
     """d f16 | 4 bytes: the fifth bits of the 32 weights in order | 16 bytes of nibbles as q4_0.  d * (code - 16)."""
-    return _rows(_five_bits(blocks[..., 2:22])), _f16(blocks[..., 0:2]), None
+    return Parts(rows(_five_bits(blocks[..., 2:22])), f16(blocks[..., 0:2]))
 
 
 def q5_1(blocks: np.ndarray) -> Parts:
     """d f16 | m f16 | fifth bits and nibbles as q5_0.  d * code + m."""
-    return _rows(_five_bits(blocks[..., 4:24])), _f16(blocks[..., 0:2]), _f16(blocks[..., 2:4])
+    return Parts(rows(_five_bits(blocks[..., 4:24])), f16(blocks[..., 0:2]), f16(blocks[..., 2:4]))
 
 
 def _five_bits(field: np.ndarray) -> np.ndarray:
     """Put 4 bytes of fifth bits and 16 of nibbles together: [..., 20] to [..., 32]."""
     fifth = np.unpackbits(field[..., :4], axis=-1, bitorder="little")
-    return _nibbles(field[..., 4:]) | fifth << 4
+    return nibbles(field[..., 4:]) | fifth << 4
 
 
 def q8_0(blocks: np.ndarray) -> Parts:
     """d f16 | 32 x i8.  d * code; stored here with 128 added, which flips the sign bit."""
-    return _rows(blocks[..., 2:34] ^ 0x80), _f16(blocks[..., 0:2]), None
+    return Parts(rows(blocks[..., 2:34] ^ 0x80), f16(blocks[..., 0:2]))
 
 
 def q4_k(blocks: np.ndarray) -> Parts:
@@ -87,14 +61,14 @@ def q4_k(blocks: np.ndarray) -> Parts:
     d * scale[j] * code - dmin * min[j] for each 32 weights j.
     """
     scales, mins = _scales_and_mins_of_32(blocks)
-    return _rows(_nibbles(blocks[..., 16:144].reshape(*blocks.shape[:2], 4, 32))), scales, mins
+    return Parts(rows(nibbles(blocks[..., 16:144].reshape(*blocks.shape[:2], 4, 32))), scales, mins)
 
 
 def q5_k(blocks: np.ndarray) -> Parts:
     """d, dmin and scales as q4_k | 32 bytes: bit j of byte l is the fifth of weight 32 j + l | nibbles as q4_k."""
     scales, mins = _scales_and_mins_of_32(blocks)
-    low = _nibbles(blocks[..., 48:176].reshape(*blocks.shape[:2], 4, 32)).reshape(*blocks.shape[:2], 8, 32)
-    return _rows(low | _flags(blocks[..., 16:48]) << 4), scales, mins
+    low = nibbles(blocks[..., 48:176].reshape(*blocks.shape[:2], 4, 32)).reshape(*blocks.shape[:2], 8, 32)
+    return Parts(rows(low | flags(blocks[..., 16:48]) << 4), scales, mins)
 
 
 def _scales_and_mins_of_32(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,9 +81,9 @@ def _scales_and_mins_of_32(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     low, middle, high = packed[..., 0, :], packed[..., 1, :], packed[..., 2, :]  # [N, blocks, 4]
     scale = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)], axis=-1)  # [N, blocks, 8]
     least = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], axis=-1)
-    d = _f16(blocks[..., 0:2]).astype(np.float32)[..., None]
-    dmin = _f16(blocks[..., 2:4]).astype(np.float32)[..., None]
-    return _rows(d * scale), _rows(-(dmin * least))
+    d = f16(blocks[..., 0:2]).astype(np.float32)[..., None]
+    dmin = f16(blocks[..., 2:4]).astype(np.float32)[..., None]
+    return rows(d * scale), rows(-(dmin * least))
 
 
 def q2_k(blocks: np.ndarray) -> Parts:
@@ -117,10 +91,10 @@ def q2_k(blocks: np.ndarray) -> Parts:
 
     d * scale[j] * code - dmin * min[j] for each 16 weights j.  Both products are exact in f32.
     """
-    d = _f16(blocks[..., 80:82]).astype(np.float32)[..., None]
-    dmin = _f16(blocks[..., 82:84]).astype(np.float32)[..., None]
+    d = f16(blocks[..., 80:82]).astype(np.float32)[..., None]
+    dmin = f16(blocks[..., 82:84]).astype(np.float32)[..., None]
     scales, mins = d * (blocks[..., 0:16] & 15), -(dmin * (blocks[..., 0:16] >> 4))  # [N, blocks, 16]
-    return _rows(_fields(blocks[..., 16:80].reshape(*blocks.shape[:2], 2, 32))), _rows(scales), _rows(mins)
+    return Parts(rows(quarters(blocks[..., 16:80].reshape(*blocks.shape[:2], 2, 32))), rows(scales), rows(mins))
 
 
 def q3_k(blocks: np.ndarray) -> Parts:
@@ -130,11 +104,11 @@ def q3_k(blocks: np.ndarray) -> Parts:
     bytes 0-7   | scale 8+j low 4  | scale j low 4 |
     bytes 8-11  | scale 12+j high 2 | scale 8+j high 2 | scale 4+j high 2 | scale j high 2 |
     """
-    low = _fields(blocks[..., 32:96].reshape(*blocks.shape[:2], 2, 32)).reshape(*blocks.shape[:2], 8, 32)
-    high = _fields(blocks[..., 104:108]).reshape(*blocks.shape[:2], 16)
-    scale = (_nibbles(blocks[..., 96:104]) | high << 4).astype(np.int8) - np.int8(32)  # [N, blocks, 16]
-    d = _f16(blocks[..., 108:110]).astype(np.float32)[..., None]
-    return _rows(low | _flags(blocks[..., 0:32]) << 2), _rows(d * scale), None
+    low = quarters(blocks[..., 32:96].reshape(*blocks.shape[:2], 2, 32)).reshape(*blocks.shape[:2], 8, 32)
+    high = quarters(blocks[..., 104:108]).reshape(*blocks.shape[:2], 16)
+    scale = (nibbles(blocks[..., 96:104]) | high << 4).astype(np.int8) - np.int8(32)  # [N, blocks, 16]
+    d = f16(blocks[..., 108:110]).astype(np.float32)[..., None]
+    return Parts(rows(low | flags(blocks[..., 0:32]) << 2), rows(d * scale))
 
 
 def q6_k(blocks: np.ndarray) -> Parts:
@@ -143,11 +117,11 @@ def q6_k(blocks: np.ndarray) -> Parts:
     Per half of 128 weights: 64 bytes of nibbles (weights 0-63 low, 64-127 high) and 32 bytes of four 2-bit fields
     (field j of byte l belongs to weight 32 j + l).
     """
-    low = _nibbles(blocks[..., 0:128].reshape(*blocks.shape[:2], 2, 64)).reshape(*blocks.shape[:2], 2, 4, 32)
-    high = _fields(blocks[..., 128:192].reshape(*blocks.shape[:2], 2, 32))  # [N, blocks, 2, 4, 32]
-    d = _f16(blocks[..., 208:210]).astype(np.float32)[..., None]
+    low = nibbles(blocks[..., 0:128].reshape(*blocks.shape[:2], 2, 64)).reshape(*blocks.shape[:2], 2, 4, 32)
+    high = quarters(blocks[..., 128:192].reshape(*blocks.shape[:2], 2, 32))  # [N, blocks, 2, 4, 32]
+    d = f16(blocks[..., 208:210]).astype(np.float32)[..., None]
     scales = d * np.ascontiguousarray(blocks[..., 192:208]).view(np.int8)  # [N, blocks, 16]
-    return _rows(low | high << 4), _rows(scales), None
+    return Parts(rows(low | high << 4), rows(scales))
 
 
 def tq1_0(blocks: np.ndarray) -> Parts:
@@ -162,7 +136,7 @@ def tq1_0(blocks: np.ndarray) -> Parts:
         return (field.astype(np.uint16) * 3 >> 8).astype(np.uint8).reshape(*blocks.shape[:2], -1)
 
     codes = np.concatenate([digits(0, 32, 5), digits(32, 48, 5), digits(48, 52, 4)], axis=-1)
-    return _rows(codes), _f16(blocks[..., 52:54]), None
+    return Parts(rows(codes), f16(blocks[..., 52:54]))
 
 
 def tq2_0(blocks: np.ndarray) -> Parts:
@@ -170,7 +144,20 @@ def tq2_0(blocks: np.ndarray) -> Parts:
 
     Per half of 128 weights: 32 bytes of four fields, field j of byte l is weight 32 j + l.
     """
-    return _rows(_fields(blocks[..., 0:64].reshape(*blocks.shape[:2], 2, 32))), _f16(blocks[..., 64:66]), None
+    return Parts(rows(quarters(blocks[..., 0:64].reshape(*blocks.shape[:2], 2, 32))), f16(blocks[..., 64:66]))
+
+
+def q1_0(blocks: np.ndarray) -> Parts:
+    """d f16 | 16 bytes: bit i % 8 of byte i / 8 is weight i.  d where it is 1, else -d."""
+    d = f16(blocks[..., 0:2])
+    codes = np.unpackbits(blocks[..., 2:18], axis=-1, bitorder="little")
+    with np.errstate(over="ignore"):
+        return Parts(rows(codes), d * np.float16(2), -d)
+
+
+def q2_0(blocks: np.ndarray) -> Parts:
+    """d f16 | 16 bytes of 2-bit fields, four neighbours in a byte, low bits first.  d * (code - 1)."""
+    return Parts(rows(quarters(blocks[..., 2:18]).swapaxes(-1, -2)), f16(blocks[..., 0:2]))
 
 
 @dataclass(frozen=True)
@@ -214,16 +201,25 @@ READABLE: dict[int, TensorType] = {
     12: TensorType("Q4_K", 256, 144, format=_two_level(4, 32, "mins"), decode=q4_k),
     13: TensorType("Q5_K", 256, 176, format=_two_level(5, 32, "mins"), decode=q5_k),
     14: TensorType("Q6_K", 256, 210, format=_two_level(6, 16), decode=q6_k),
+    16: TensorType("IQ2_XXS", 256, 66, format=blocks_iq.IQ2_OF_32, decode=blocks_iq.iq2_xxs),
+    17: TensorType("IQ2_XS", 256, 74, format=blocks_iq.IQ2_OF_16, decode=blocks_iq.iq2_xs),
+    18: TensorType("IQ3_XXS", 256, 98, format=blocks_iq.IQ3_XXS, decode=blocks_iq.iq3_xxs),
+    19: TensorType("IQ1_S", 256, 50, format=blocks_iq.IQ1_OF_32, decode=blocks_iq.iq1_s),
+    20: TensorType("IQ4_NL", 32, 18, format=blocks_iq.IQ4_NL, decode=blocks_iq.iq4_nl),
+    21: TensorType("IQ3_S", 256, 110, format=blocks_iq.IQ3_S, decode=blocks_iq.iq3_s),
+    22: TensorType("IQ2_S", 256, 82, format=blocks_iq.IQ2_OF_16, decode=blocks_iq.iq2_s),
+    23: TensorType("IQ4_XS", 256, 136, format=blocks_iq.IQ4_XS, decode=blocks_iq.iq4_xs),
+    29: TensorType("IQ1_M", 256, 56, format=blocks_iq.IQ1_OF_16, decode=blocks_iq.iq1_m),
     34: TensorType("TQ1_0", 256, 54, format=catalog.ternary(256), decode=tq1_0),
     35: TensorType("TQ2_0", 256, 66, format=catalog.ternary(256), decode=tq2_0),
+    39: TensorType("MXFP4", 32, 17, format=blocks_float.MXFP4, decode=blocks_float.mxfp4),
+    40: TensorType("NVFP4", 64, 36, format=blocks_float.NVFP4, decode=blocks_float.nvfp4),
+    41: TensorType("Q1_0", 128, 18, format=catalog.planes(1, 128, offset="mins"), decode=q1_0),
+    42: TensorType("Q2_0", 64, 18, format=catalog.planes(2, 64, zero=1), decode=q2_0),
 }
 
 # for the error that says what a file holds instead
-TYPE_NAMES = {
-    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS",
-    18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32",
-    27: "I64", 28: "F64", 29: "IQ1_M", 39: "MXFP4", 40: "NVFP4", 41: "Q1_0", 42: "Q2_0",
-}  # fmt: skip
+TYPE_NAMES = {9: "Q8_1", 15: "Q8_K", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}  # fmt: skip
 
 
 def decode_matrix(kind: TensorType, data: np.ndarray, shape: tuple[int, int]) -> QTensor:
@@ -240,6 +236,6 @@ def decode_matrix(kind: TensorType, data: np.ndarray, shape: tuple[int, int]) ->
     parts = []
     for row in range(0, n, step):
         with np.errstate(invalid="ignore"):  # inf * 0 in a damaged file; QTensor refuses what comes of it
-            codes, scales, mins = kind.decode(blocks[row : row + step])
-        parts.append(QTensor.from_codes(kind.format, codes, scales, mins=mins))
+            decoded = kind.decode(blocks[row : row + step])
+        parts.append(QTensor.from_codes(kind.format, **decoded._asdict()))
     return parts[0] if len(parts) == 1 else QTensor.concat(parts)

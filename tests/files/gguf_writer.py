@@ -13,7 +13,9 @@ import ml_dtypes
 import numpy as np
 
 TYPE_IDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11,
-            "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "BF16": 30, "TQ1_0": 34, "TQ2_0": 35}  # fmt: skip
+            "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ2_XXS": 16, "IQ2_XS": 17, "IQ3_XXS": 18, "IQ1_S": 19, "IQ4_NL": 20,
+            "IQ3_S": 21, "IQ2_S": 22, "IQ4_XS": 23, "IQ1_M": 29, "BF16": 30, "TQ1_0": 34, "TQ2_0": 35, "MXFP4": 39,
+            "NVFP4": 40, "Q1_0": 41, "Q2_0": 42}  # fmt: skip
 DENSE = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 # name: (weights per block, bytes per block, {byte where an f16 lies: its mean}); means that give weights near +-0.1
@@ -30,7 +32,26 @@ BLOCKS: dict[str, tuple[int, int, dict[int, float]]] = {
     "Q6_K": (256, 210, {208: 0.0001}),
     "TQ1_0": (256, 54, {52: 0.12}),
     "TQ2_0": (256, 66, {64: 0.12}),
+    "Q1_0": (128, 18, {0: 0.1}),
+    "Q2_0": (64, 18, {0: 0.08}),
 }
+# the same of types that become table formats
+TABLE_BLOCKS: dict[str, tuple[int, int, dict[int, float]]] = {
+    "IQ2_XXS": (256, 66, {0: 0.0015}),
+    "IQ2_XS": (256, 74, {0: 0.0015}),
+    "IQ3_XXS": (256, 98, {0: 0.0007}),
+    "IQ1_S": (256, 50, {0: 0.012}),
+    "IQ4_NL": (32, 18, {0: 0.0015}),
+    "IQ3_S": (256, 110, {0: 0.0008}),
+    "IQ2_S": (256, 82, {0: 0.0015}),
+    "IQ4_XS": (256, 136, {0: 0.0001}),
+    "IQ1_M": (256, 56, {}),
+    "MXFP4": (32, 17, {}),
+    "NVFP4": (64, 36, {}),
+}
+ALL_BLOCKS = BLOCKS | TABLE_BLOCKS
+# types whose scales are not f16 in one place: [first byte, last byte + 1) → the smallest and largest value of each
+BYTES = {"MXFP4": ((0, 1), (120, 126)), "NVFP4": ((0, 4), (1, 56))}
 
 
 def string(text: str | bytes) -> bytes:
@@ -86,7 +107,7 @@ def write_gguf(
         if type_name in DENSE:
             dims, raw = values.shape[::-1], values.astype(DENSE[type_name]).tobytes()
         else:
-            dims, raw = (values.shape[1] * BLOCKS[type_name][0], values.shape[0]), values.tobytes()
+            dims, raw = (values.shape[1] * ALL_BLOCKS[type_name][0], values.shape[0]), values.tobytes()
         data = pad(data, alignment)
         descriptions.append(description(name, dims, TYPE_IDS[type_name], len(data)))
         data += raw
@@ -96,11 +117,17 @@ def write_gguf(
 
 def random_blocks(rng: np.random.Generator, type_name: str, n: int, k: int) -> np.ndarray:
     """Return valid random blocks uint8 [N, K / block, bytes]: any codes, scales near the table's mean."""
-    block_size, block_bytes, floats = BLOCKS[type_name]
+    block_size, block_bytes, floats = ALL_BLOCKS[type_name]
     assert k % block_size == 0
     blocks = rng.integers(0, 256, (n, k // block_size, block_bytes), dtype=np.uint8)
     if type_name == "TQ2_0":
         blocks &= ~(blocks & blocks >> 1 & 0x55)  # code 3 becomes 2
+    if type_name in BYTES:
+        (first, last), (low, high) = BYTES[type_name]
+        blocks[..., first:last] = rng.integers(low, high, (*blocks.shape[:2], last - first))
+    if type_name == "IQ1_M":  # d = 0.012 in the top nibbles of four words
+        for byte, nibble in zip((49, 51, 53, 55), (0x5, 0x2, 0x2, 0x2), strict=True):
+            blocks[..., byte] = blocks[..., byte] & 15 | nibble << 4
     swing = rng.uniform(0.5, 1.5, (n, k // block_size, 1))
     for at, mean in floats.items():
         blocks[..., at : at + 2] = (mean * swing).astype("<f2").view(np.uint8)
