@@ -67,6 +67,7 @@ kv_option = click.option("--kv", default="f16", show_default=True, help="KV cach
 head_option = click.option("--head", help="Round the head to this format, as planes4-g32.  Default: as stored.")
 memory_options = options(threads_option, context_option, kv_option, head_option)
 speed_options = options(
+    click.option("--prefill-threads", type=click.IntRange(min=1), help="For the prompt.  Default: as --threads."),
     click.option("--stats/--no-stats", default=None, help="Speed at the end, on stderr.  Default: on a terminal."),
     click.option("-v", "--verbose", is_flag=True, help="Say what was loaded, and the speed."),
 )
@@ -94,6 +95,7 @@ def run(
     context: int | None,
     kv: str,
     head: str | None,
+    prefill_threads: int | None,
     stats: bool | None,
     verbose: bool,
     **sampling: Any,
@@ -111,7 +113,7 @@ def run(
     params = SamplingParams(**sampling)
     model, prompt = split_words(words, model)
     text = read_prompt(prompt)
-    llm = load(model, threads, context, verbose, kv, head)
+    llm = load(model, threads, context, verbose, kv, head, prefill_threads)
     show_text(llm.stream(text, params), prompt=text)
     show_stats(llm, stats, verbose)
 
@@ -129,6 +131,7 @@ def chat(
     context: int | None,
     kv: str,
     head: str | None,
+    prefill_threads: int | None,
     stats: bool | None,
     verbose: bool,
     **sampling: Any,
@@ -138,7 +141,7 @@ def chat(
     Ctrl-C stops an answer, Ctrl-D leaves, /clear forgets what was said.
     """
     params = SamplingParams(**sampling)
-    llm = load(model, threads, context, verbose, kv, head)
+    llm = load(model, threads, context, verbose, kv, head, prefill_threads)
     opening = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     while (line := read_message()) is not None:
@@ -338,12 +341,21 @@ def load(
     verbose: bool = False,
     kv: str = "f16",
     head: str | None = None,
+    prefill_threads: int | None = None,
 ) -> "LLM":
     path = resolve(model)
     from lutra.engine.llm import LLM
 
     with LoadProgress() as progress:
-        llm = LLM.load(path, threads=threads, context=context, progress=progress, kv=kv, head=head)
+        llm = LLM.load(
+            path,
+            threads=threads,
+            context=context,
+            progress=progress,
+            kv=kv,
+            head=head,
+            prefill_threads=prefill_threads,
+        )
     if verbose:
         click.echo(llm.describe(), err=True)
     return llm

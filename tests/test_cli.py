@@ -190,7 +190,12 @@ def test_no_network_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_run_prints_the_text_and_nothing_else_to_stdout(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.exit_code(["run", "m.gguf", "Once upon a time", "--threads", "2", "--ctx", "64"]) == 0
     assert capsys.readouterr() == ("Onceuponatime\n", "")
-    assert asked == [("m.gguf", 2, 64, False, "f16", None)]
+    assert asked == [("m.gguf", 2, 64, False, "f16", None, None)]
+
+
+def test_the_prompt_may_have_threads_of_its_own(asked: list[Any]) -> None:
+    assert cli.exit_code(["run", "m.gguf", "Hi", "--threads", "2", "--prefill-threads", "3"]) == 0
+    assert asked == [("m.gguf", 2, None, False, "f16", None, 3)]
 
 
 def test_stats_go_to_stderr(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -380,6 +385,7 @@ def test_train_without_torch_names_the_extra(
         ["run", "--top-p", "1.5", "hi"],
         ["run", "--temperature", "-1", "hi"],
         ["run", "--threads", "0", "hi"],
+        ["run", "--prefill-threads", "0", "hi"],
         ["run", "--nope", "hi"],
         ["run", "-m", "nothere", "hi"],
         ["chat", "nothere"],

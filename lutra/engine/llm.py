@@ -70,6 +70,7 @@ class LLM:
         progress: Progress | None = None,
         kv: str = DEFAULT_KV,
         head: str | None = None,
+        prefill_threads: int | None = None,
     ) -> LLM:
         """Open a model: a .gguf or .lutra file, a Hugging Face folder, or None for the model that comes with lutra.
 
@@ -78,11 +79,13 @@ class LLM:
         progress  called as progress(label, done, total)
         kv        what the KV cache holds: f16, bf16, f32, int8 or int4
         head      format to round the head to, as planes4-g32; default: as stored.  The embedding stays as stored
+        prefill_threads  for the prompt, which computes where decoding reads memory; default: as threads
         Raises FileError (the file), CapacityError (context or threads), KernelError (kv), FormatError (head),
         RequestError (head of a packed file), LutraError (instruction set).
         """
         started = time.perf_counter()
-        llm = cls(load_model(Path(path or DEFAULT_MODEL), threads or usable_cores(), context, progress, kv, head))
+        count = threads or usable_cores()
+        llm = cls(load_model(Path(path or DEFAULT_MODEL), count, context, progress, kv, head, prefill_threads))
         llm.stats.load_s = time.perf_counter() - started
         return llm
 

@@ -53,6 +53,7 @@ def load_model(
     progress: Progress | None,
     kv: str = DEFAULT_KV,
     head: str | None = None,
+    prefill_threads: int | None = None,
 ) -> Model:
     """Open a model and make it ready to run; LLM.load says what the arguments mean and what it raises."""
     file = open_model(path)
@@ -69,7 +70,9 @@ def load_model(
     factors = file.tensors["rope_freqs"].read() if "rope_freqs" in file.tensors else None
     assert factors is None or isinstance(factors, np.ndarray)
     room = context or min(config.max_context, DEFAULT_CONTEXT)
-    transformer = Transformer(config, weights, Workers(threads), room, factors=factors, kv=kv)
+    workers = Workers(threads)
+    others = None if prefill_threads in (None, threads) else Workers(prefill_threads)
+    transformer = Transformer(config, weights, workers, room, factors=factors, kv=kv, prefill_workers=others)
     return Model(file, config, tokenizer, weights, transformer, format)
 
 
@@ -167,7 +170,7 @@ def load_weights(
     progress("embedding and head", 1, total)
     layers = []
     for index in range(config.num_layers):
-        layers.append(_layer(reader, f"layers.{index}."))
+        layers.append(layer_weights(reader, f"layers.{index}."))
         progress(f"layer {index + 1} of {config.num_layers}", index + 2, total)
     final_norm = reader.vector("final_norm", config.hidden_size)
     progress("final norm", total, total)
@@ -175,7 +178,8 @@ def load_weights(
     return Weights(rows, layers, final_norm, final)
 
 
-def _layer(reader: Reader, prefix: str) -> LayerWeights:
+def layer_weights(reader: Reader, prefix: str) -> LayerWeights:
+    """Read and tile the layer whose tensors' names begin with `prefix`; raises FileError as load_weights does."""
     c = reader.config
     queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     widths = {"q": queries, "k": keys, "v": keys}

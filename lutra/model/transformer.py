@@ -6,7 +6,7 @@ of threads, or the instruction set (tests/model/test_exactness.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -27,6 +27,7 @@ class Transformer:
 
     config, weights   what it is
     workers           the threads that run it
+    prefill_workers   the threads that run many tokens at once; None: the same
     context           positions the KV cache holds
     all_logits        also compute logits of every row (`score`); needs memory for chunk x vocabulary
     factors           GGUF's rope_freqs, or None
@@ -45,8 +46,10 @@ class Transformer:
         factors: np.ndarray | None = None,
         isa: str | None = None,
         kv: str = DEFAULT_KIND,
+        prefill_workers: Workers | None = None,
     ):
         self.config, self.weights, self.workers, self.context = config, weights, workers, context
+        self.prefill_workers = prefill_workers or workers
         self.chunk, self.factors, self.isa, self.kv = chunk, factors, isa, kv
         self.buffers = Buffers(config, context, chunk, chunk if all_logits else 1, factors, kv)
         self.scratch = Scratch(self.buffers.rows)
@@ -62,6 +65,7 @@ class Transformer:
             factors=self.factors,
             isa=self.isa,
             kv=self.kv,
+            prefill_workers=self.prefill_workers,
         )
 
     @property
@@ -76,6 +80,10 @@ class Transformer:
     @cached_property
     def prefill_program(self) -> Program:
         return Program(self._recorder(self.chunk).layers())
+
+    @cached_property
+    def stage_programs(self) -> list[Program]:
+        return [Program(stage) for stage in self._recorder(self.chunk).stages()]
 
     @cached_property
     def head_program(self) -> Program:
@@ -99,6 +107,16 @@ class Transformer:
     def _recorder(self, rows: int) -> Recorder:
         return Recorder(self.config, self.weights, self.buffers, self.scratch, rows, self.isa)
 
+    def run_stages(self, tokens: Sequence[int], position: int) -> Iterator[int]:
+        """Run at most a chunk of tokens stage by stage (Recorder.stages); yield the number of each when it is done.
+
+        Between two of them the buffers hold what the next one reads.
+        """
+        self._enter(tokens, position)
+        for number, program in enumerate(self.stage_programs):
+            program.run(self.workers, len(tokens))
+            yield number
+
     def decode(self, token: int, position: int) -> np.ndarray:
         """Run one token; return the logits of the next, f32 [vocab] (valid until the next call)."""
         return self.run_batch(self.decode_program, [token], position)[0]
@@ -111,7 +129,7 @@ class Transformer:
         for start in range(0, len(tokens), self.chunk):
             piece = tokens[start : start + self.chunk]
             self._enter(piece, position + start)
-            self.prefill_program.run(self.workers, len(piece))
+            self.prefill_program.run(self.prefill_workers, len(piece))
         return self._logits(len(piece) - 1, 1)[0]
 
     def score(self, tokens: Sequence[int], position: int) -> np.ndarray:
@@ -121,7 +139,7 @@ class Transformer:
         """
         assert len(tokens) <= self.buffers.head_rows
         self._enter(tokens, position)
-        self.prefill_program.run(self.workers, len(tokens))
+        self.prefill_program.run(self.prefill_workers, len(tokens))
         return self._logits(0, len(tokens))
 
     def _enter(self, tokens: Sequence[int], position: int) -> None:

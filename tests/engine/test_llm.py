@@ -39,6 +39,15 @@ def test_the_whole_context_is_the_default(gguf: Path) -> None:
     assert [done for _, done, _ in calls] == [1, 2, 3, 4] and {total for _, _, total in calls} == {4}
 
 
+def test_the_prompt_has_threads_of_its_own_and_the_text_is_the_same(gguf: Path) -> None:
+    one, both = (LLM.load(gguf, threads=1, context=64, prefill_threads=count) for count in (None, 3))
+    assert (one.transformer.workers.threads, one.transformer.prefill_workers.threads) == (1, 1)
+    assert (both.transformer.workers.threads, both.transformer.prefill_workers.threads) == (1, 3)
+    assert text_of(one, GREEDY) == text_of(both, GREEDY)
+    with pytest.raises(CapacityError, match="expected 1 to 1024 threads, got 2000"):
+        LLM.load(gguf, prefill_threads=2000)
+
+
 @pytest.mark.parametrize(("context", "threads"), [(257, 1), (-1, 1), (64, 1025), (64, -1)])
 def test_absurd_sizes_are_refused(gguf: Path, context: int, threads: int) -> None:
     with pytest.raises(CapacityError, match="expected .*, got "):
