@@ -38,11 +38,15 @@ class Recorder:
 
     def layers(self) -> list[Step]:
         """tokens → residual, for state[NUM_ROWS] rows starting at state[POSITION]; fills the KV cache."""
+        return [step for stage in self.stages() for step in stage]
+
+    def stages(self) -> list[list[Step]]:
+        """The steps of `layers` in parts: the embedding, then attention and feed-forward of each layer in turn."""
         b = self.buffers
-        steps = [embed.bind(self.weights.embed, b.tokens, b.residual, isa=self.isa)]
+        stages: list[list[Step]] = [[embed.bind(self.weights.embed, b.tokens, b.residual, isa=self.isa)]]
         for index, layer in enumerate(self.weights.layers):
-            steps += self._attention(index, layer) + self._feed_forward(layer)
-        return steps
+            stages += [self._attention(index, layer), self._feed_forward(layer)]
+        return stages
 
     def head(self) -> list[Step]:
         """residual → logits and the best one, for head_state[NUM_ROWS] rows starting at row head_state[HEAD_ROW]."""

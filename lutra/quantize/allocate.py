@@ -53,7 +53,7 @@ class Front:
         return {tensor: found[tensor] for tensor in self.table}
 
     def within(self, cost: float) -> int:
-        """The point of least error that costs at most `cost`.  Raises RequestError where even the cheapest costs more."""
+        """The point of least error that costs at most `cost`; RequestError where even the cheapest costs more."""
         point = int(np.searchsorted(self.costs, cost, side="right")) - 1
         if point < 0:
             raise RequestError(
