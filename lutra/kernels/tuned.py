@@ -67,13 +67,18 @@ def kind_of(weight: TiledWeight) -> str:
 
 
 def plan(weight: TiledWeight, tile_m: int, isa: str | None = None) -> Plan:
-    """The plan measured best for this weight and row block, else the table's."""
+    """The plan measured best for this weight and row block, else the table's.
+
+    A block of a few rows, which nothing measures, reads weights from memory as one row does: the table's plan with the
+    prefetching that was best for that.
+    """
     name = targets.choose(isa).isa
-    for use in (DECODE, PREFILL):
-        found = _find(weight, use, name)
-        if found is not None and found.tile_m == tile_m and found.plan is not None:
-            return found.plan
-    return plan_for(weight.order, name, tile_m)
+    usual = plan_for(weight.order, name, tile_m)
+    measured = (_find(weight, use, name) for use in (DECODE, PREFILL))
+    plans = {found.tile_m: found.plan for found in measured if found is not None and found.plan is not None}
+    if tile_m in plans or 1 not in plans:
+        return plans.get(tile_m, usual)
+    return replace(usual, prefetch_bytes=plans[1].prefetch_bytes, second_bytes=plans[1].second_bytes)
 
 
 def row_block(weight: TiledWeight, isa: str | None = None) -> int | None:

@@ -53,7 +53,15 @@ def test_a_measured_plan_goes_before_the_table():
     tuned.write(ISA, [choice()])
     assert tuned.plan(weight(), 1) == OTHER
     assert tuned.plan(weight(n=N + 1), 1) == plan_for("mad", ISA, 1)  # another weight
-    assert tuned.plan(weight(), 4) == plan_for("mad", ISA, 4)  # another row block
+
+
+def test_a_block_that_was_not_measured_has_the_prefetching_of_one_row():
+    usual = plan_for("mad", ISA, 4)
+    tuned.write(ISA, [choice(PREFILL)])
+    assert tuned.plan(weight(), 4) == usual
+    tuned.write(ISA, [choice()])
+    assert tuned.plan(weight(), 4) == replace(usual, prefetch_bytes=0, second_bytes=0) != usual
+    assert tuned.plan(weight(), BLOCK) == OTHER
 
 
 def test_a_measured_row_block_goes_before_the_largest():
