@@ -4,9 +4,9 @@ What is made small is not the error of the weights but of the outputs, tr(E H E.
 calibration tokens.  With U the upper factor of inv(H) = U.T U, column j is rounded to the nearest level of its group,
 and its error e = (w[:, j] - level) / U[j, j] is taken from the columns behind it: w[:, j + 1:] -= e * U[j, j + 1:].
 
-A group's scales are found, by any method, when the columns in front of it are done, on weights that have moved by then;
-or, with static groups, before the first column.  act_order takes the columns with the largest mean square of their input
-first; groups are static then, so that a group stays a run of neighbours in memory and nothing has to be permuted.
+A group's scales are found, by any method, when the columns in front of it are done, on weights that have moved by
+then; or, with static groups, before the first column.  act_order takes the columns with the largest mean square of their
+input first; groups are static then, so that a group stays a run of neighbours in memory and nothing is permuted.
 
 Updates wait: the columns behind are changed by a matrix product over a run of finished ones.  Runs are halves of runs,
 down to 32 columns; where a group begins, all that changes it is done.  The result is that of column by column.
@@ -17,6 +17,7 @@ Source   arXiv 2210.17323, sections 3.2 and 3.3 and its code (static groups, act
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,9 +35,40 @@ INVERSE_LEAF = 64
 Quantise = Callable[[np.ndarray, Format], QTensor]
 
 
+@dataclass(frozen=True)
+class Factor:
+    """What GPTQ needs to know of the inputs of a linear, the same for all linears that share them.
+
+    upper    f32 [K, K]    U of inv(H) = U.T U, columns in `order`
+    order    int [K]       in which columns are taken
+    is_dead  bool [K]      inputs that calibration never saw
+    """
+
+    upper: np.ndarray
+    order: np.ndarray
+    is_dead: np.ndarray
+
+    @classmethod
+    def of(cls, hessian: np.ndarray, damp: float = DAMP, act_order: bool = False) -> Factor:
+        """Factor the inverse of a hessian; gptq says what the arguments mean.
+
+        hessian   f32 or f64 [K, K], not changed
+        raises    FormatError   not square, not finite, not to be factored
+        """
+        if hessian.ndim != 2 or len(hessian) != hessian.shape[1] or not np.isfinite(hessian).all():
+            raise FormatError(f"expected a finite hessian [K, K], got {list(hessian.shape)}; collect inputs again")
+        diagonal = np.diagonal(hessian)
+        is_dead = diagonal <= 0
+        order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(len(diagonal))
+        hessian = hessian[np.ix_(order, order)] if act_order else hessian.copy()
+        dead = np.flatnonzero(is_dead[order])
+        hessian[dead, dead] = 1
+        return cls(inverse_factor(hessian, damp).astype(np.float32, copy=False), order, is_dead)
+
+
 def gptq(
     w: np.ndarray,
-    hessian: np.ndarray,
+    hessian: np.ndarray | Factor,
     format: Format,
     base: Quantise = round_to_nearest,
     *,
@@ -47,7 +79,8 @@ def gptq(
     """Quantise a float matrix for the inputs it will meet.
 
     w              float [N, K]     finite
-    hessian        float [K, K]     x.T x over calibration tokens, times any factor; not changed
+    hessian        float [K, K]     x.T x over calibration tokens, times any factor; or what was made of it before, and
+                                    then damp and the order of columns are that one's
     base           finds the scales of groups: what would quantise the matrix without calibration
     damp           added to the diagonal of H, as a share of its mean; ten times as much until it has a factor
     static_groups  find all scales before the first column
@@ -55,29 +88,28 @@ def gptq(
     raises         FormatError      as base does; a hessian of another shape, or not finite
 
     Inputs that calibration never saw (0 on the diagonal) have no say: their weights are taken for 0.
+
+    >>> from lutra.formats import catalog
+    >>> w, h = np.array([[0.3, 0.3, 15]], np.float32), np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]], np.float32)
+    >>> gptq(w, h, catalog.planes(4, 0, offset="zeros")).dequantize().tolist()     # steps of 1; 0.3 + 0.3 is nearly 1
+    [[0.0, 1.0, 15.0]]
     """
     w = as_finite_f32(w)
     n, k = w.shape
-    if hessian.shape != (k, k) or not np.isfinite(hessian).all():
-        raise FormatError(f"expected a finite hessian [{k}, {k}], got {list(hessian.shape)}; collect inputs again")
-    is_dead = np.diagonal(hessian) <= 0
-    order = np.argsort(-np.diagonal(hessian), kind="stable") if act_order else np.arange(k)
-    factor = inverse_factor(prepared(hessian, is_dead)[np.ix_(order, order)] if act_order
-                            else prepared(hessian, is_dead), damp)  # fmt: skip
-    columns = np.ascontiguousarray(np.where(is_dead, 0, w).T[order])               # [K, N]: a column is a run
-    levels = StaticLevels(w, format, base) if static_groups or act_order else MovingLevels(k, format, base)
-    sweep = Sweep(columns, factor.astype(np.float32), levels, order)
+    factor = hessian if isinstance(hessian, Factor) else Factor.of(hessian, damp, act_order)
+    if len(factor.order) != k:
+        got = len(factor.order)
+        raise FormatError(f"expected a hessian [{k}, {k}], got one of {got}; it belongs to another weight")
+    order = factor.order
+    is_static = static_groups or bool((np.diff(order) < 0).any())
+    seen = np.where(factor.is_dead, np.float32(0), w)
+    levels = StaticLevels(seen, format, base) if is_static else MovingLevels(k, format, base)
+    sweep = Sweep(np.ascontiguousarray(seen.T[order]), factor.upper, levels, order)  # [K, N]: a column is a run
+    del seen
     sweep.run(0, k)
     codes = np.empty((k, n), np.uint16)
     codes[order] = sweep.index
     return QTensor.from_codes(format, digits(codes.T, format), **levels.parts())
-
-
-def prepared(hessian: np.ndarray, is_dead: np.ndarray) -> np.ndarray:
-    """A copy with 1 on the diagonal of inputs that were never seen."""
-    hessian = np.array(hessian)
-    hessian[is_dead, is_dead] = 1
-    return hessian
 
 
 def inverse_factor(hessian: np.ndarray, damp: float = DAMP) -> np.ndarray:
@@ -197,8 +229,8 @@ class MovingLevels:
 
 def run_width(k: int, format: Format) -> int:
     """Columns whose scales have to be found together: a group, or all that share a scale of scales."""
-    if getattr(format, "scale_kind", "float") == "two-level":
-        return getattr(format, "super_group", 0) or k
+    if format.scale_kind == "two-level":
+        return format.super_group or k
     return format.group_size or k
 
 

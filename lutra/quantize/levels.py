@@ -20,14 +20,9 @@ from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
 
 
-def num_terms(format: Format) -> int:
-    """Code sets per weight."""
-    return int(getattr(format, "terms", 1))
-
-
 def num_levels(format: Format) -> int:
     """L: how many values a weight of a group can have."""
-    return int(format.num_codes ** num_terms(format))
+    return int(format.num_codes ** format.terms)
 
 
 def parts_of(q: QTensor) -> dict[str, np.ndarray]:
@@ -50,7 +45,7 @@ def digits(index: np.ndarray, format: Format) -> np.ndarray:
     index    integers [N, K]
     returns  uint8 [N, K], or [N, terms, K] where a format has several terms
     """
-    terms, base = num_terms(format), format.num_codes
+    terms, base = format.terms, format.num_codes
     if terms == 1:
         return index.astype(np.uint8)
     places = np.array([base**term for term in range(terms)])
@@ -133,7 +128,7 @@ def recode(q: QTensor, w: np.ndarray) -> QTensor:
 
 
 def _is_uniform(format: Format) -> bool:
-    return num_terms(format) == 1 and getattr(format, "levels", "uniform") == "uniform"
+    return format.terms == 1 and format.levels == "uniform"
 
 
 def _uniform_index(q: QTensor, w: np.ndarray) -> np.ndarray:
