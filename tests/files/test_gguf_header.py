@@ -89,7 +89,7 @@ def test_versions_and_alignments(tmp_path, version, alignment):
         (one_tensor(dims=(8, 0)), "at least 1"),
         (one_tensor(dims=()), "dimensions"),
         (one_tensor(dims=(1, 1, 1, 1, 1)), "dimensions"),
-        (one_tensor(type_id=20), "got IQ4_NL"),
+        (one_tensor(type_id=24), "got I8"),
         (one_tensor(type_id=4), "unknown type 4"),
         (one_tensor(type_id=28), "got F64"),
         (one_tensor(dims=(48, 2), type_id=2), "K a multiple of 32"),
