@@ -23,7 +23,7 @@ def small(monkeypatch):
 def test_every_byte_is_read(isa):
     data = np.random.default_rng(0).integers(0, 256, 2 * limits.BLOCK_BYTES, dtype=np.uint8)
     args = {"data": data, "out": np.zeros(128, np.uint8)}
-    limits.read_bytes.run(args, 2, isa, prefetch_bytes=4096)
+    limits.read_bytes.run(args, 2, isa, prefetch_bytes=4096, second_bytes=8192)
     want = np.bitwise_xor.reduce(data.reshape(2, -1, 64), axis=1)
     assert (args["out"].reshape(2, 64) == want).all()
 
