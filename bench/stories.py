@@ -103,8 +103,12 @@ def logits(story: Story, weights: Weights, tokens: list[int], watch: Watch | Non
 
     x = weights["embed"][tokens]
     for layer in range(story.sizes["layers"]):
-        x = x + _attention(story, f"layers.{layer}.", _block_norm(story, x, weights[f"layers.{layer}.attn_norm"]), linear)
-        x = x + _feed_forward(story, f"layers.{layer}.", _block_norm(story, x, weights[f"layers.{layer}.ffn_norm"]), linear)
+        x = x + _attention(
+            story, f"layers.{layer}.", _block_norm(story, x, weights[f"layers.{layer}.attn_norm"]), linear
+        )
+        x = x + _feed_forward(
+            story, f"layers.{layer}.", _block_norm(story, x, weights[f"layers.{layer}.ffn_norm"]), linear
+        )
     return _norm(x, weights["final_norm"]) @ weights["embed"].T
 
 

@@ -1,4 +1,4 @@
-"""Groups of weights as rows of a plain matrix, so that an algorithm sees [M, width] and nothing of N, G or a short tail.
+"""Groups of weights as rows of a plain matrix, so that an algorithm sees [M, width] and never a short tail.
 
 Shapes    M groups of equal width at a time; `terms` code sets per weight, each with a scale of its own
           W[n, k] = sum over t of scales[n, g * terms + t] * (codes[n, t, k] - zero) + mins[n, g]
