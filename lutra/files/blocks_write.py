@@ -1,13 +1,13 @@
 """GGUF blocks written: the inverse of the decoders in blocks.py, blocks_iq.py and blocks_float.py, bit for bit.
 
-A type can hold a weight if its format is the one the type is read as, or the same with longer groups: a scale is then
-written several times.
+A type can hold a weight if its format is the one the type is read as, or the same with longer groups (a scale is then
+written several times) or with scales of another float type that f16 holds exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from lutra.files.blocks import READABLE
 from lutra.formats import catalog
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
+from lutra.formats.scales import FLOATS
 
 
 def _bytes(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -216,7 +217,7 @@ WRITABLE: dict[str, tuple[Format, Callable[[Blocks], list[np.ndarray]]]] = {
     "NVFP4": (blocks_float.NVFP4, _nvfp4),
 }
 SIZES = {kind.name: (kind.block_size, kind.block_bytes) for kind in READABLE.values()}
-SAME = ("bits", "alphabet", "levels", "terms", "zero", "scale_dtype", "super_dtype", "super_group", "offset")
+SAME = ("bits", "alphabet", "levels", "terms", "zero", "super_dtype", "super_group", "offset")
 
 
 def type_for(weight: QTensor) -> str:
@@ -227,6 +228,7 @@ def type_for(weight: QTensor) -> str:
     form, k = weight.format, weight.shape[1]
     for name, (held, _) in WRITABLE.items():
         fits = all(getattr(form, axis) == getattr(held, axis) for axis in SAME)
+        fits &= form.scale_dtype == held.scale_dtype or (held.scale_dtype == "f16" and form.scale_dtype in FLOATS)
         if fits and (form.group_size or k) % held.group_size == 0 and (held.super_dtype == "none" or form == held):
             if k % SIZES[name][0]:
                 raise FormatError(f"{name}: expected K a multiple of {SIZES[name][0]}, got {k}; use another format")
@@ -243,7 +245,19 @@ def encode(weight: QTensor) -> tuple[str, np.ndarray]:
     """
     name = type_for(weight)
     block_size, block_bytes = SIZES[name]
-    fields = WRITABLE[name][1](cut(weight, block_size))
-    blocks = np.concatenate(fields, axis=-1)
-    assert blocks.shape[-1] == block_bytes and blocks.dtype == np.uint8
-    return name, blocks.reshape(len(blocks), -1)
+    blocks = cut(weight, block_size)
+    if WRITABLE[name][0].scale_dtype == "f16":
+        blocks = replace(blocks, scales=_f16(name, blocks.scales), mins=_f16(name, blocks.mins))
+    fields = WRITABLE[name][1](blocks)
+    stored = np.concatenate(fields, axis=-1)
+    assert stored.shape[-1] == block_bytes and stored.dtype == np.uint8
+    return name, stored.reshape(len(stored), -1)
+
+
+def _f16(name: str, values: np.ndarray) -> np.ndarray:
+    """The same values as f16.  Raises FormatError where they are not."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    if not np.array_equal(half.astype(np.float32), values.astype(np.float32)):
+        raise FormatError(f"{name}: expected scales that f16 holds, got finer or larger ones; use another format")
+    return half

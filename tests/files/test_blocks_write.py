@@ -75,7 +75,7 @@ def test_longer_groups_repeat_their_scales(form, name):
     assert np.array_equal(again.dequantize(), weight.dequantize())
 
 
-@pytest.mark.parametrize("form", [catalog.planes(4, 16), catalog.planes(6, 32), catalog.ternary(),
+@pytest.mark.parametrize("form", [catalog.planes(4, 16), catalog.planes(6, 32),
                                   catalog.planes(3, 32), catalog.planes(1, 64, offset="mins", terms=2)])
 def test_formats_that_no_type_holds_are_refused(form):
     with pytest.raises(FormatError, match=r"expected a format that a GGUF type holds .* got .*; choose one of"):
@@ -85,6 +85,15 @@ def test_formats_that_no_type_holds_are_refused(form):
 def two_terms(form):
     codes = np.zeros((2, 2, 256), np.uint8)
     return QTensor.from_codes(form, codes, np.ones((2, 8), np.float16), mins=np.zeros((2, 4), np.float16))
+
+
+def test_f32_scales_that_f16_holds_exactly_are_written():
+    codes = np.random.default_rng(0).integers(0, 3, (3, 256)).astype(np.uint8)
+    name, blocks = encode(QTensor.from_codes(catalog.ternary(), codes, np.full((3, 1), 0.75, np.float32)))
+    assert name == "TQ2_0"
+    assert np.array_equal(decode(name, blocks[:, None]).dequantize(), (codes.astype(int) - 1) * 0.75)
+    with pytest.raises(FormatError, match="that f16 holds"):
+        encode(QTensor.from_codes(catalog.ternary(), codes, np.full((3, 1), 0.1, np.float32)))
 
 
 def test_rows_that_are_not_whole_blocks_are_refused():
