@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from lutra import __version__
+from lutra import __version__, cli_quantize
 from lutra.cli_bench import Counts, Names
 from lutra.cli_input import read_message, read_prompt, split_words
 from lutra.cli_model import resolve
@@ -63,6 +63,7 @@ context_option = click.option("--ctx", "context", type=click.IntRange(min=1), he
 window_option = click.option(
     "--context", "--ctx", "context", type=click.IntRange(min=1), help="Tokens of a window.  Default: the protocol's."
 )
+limit_option = click.option("--limit", type=click.IntRange(min=1), help="Only the first questions of a file.")
 kv_option = click.option("--kv", default="f16", show_default=True, help="KV cache of f16, bf16, f32, int8 or int4.")
 head_option = click.option("--head", help="Round the head to this format, as planes4-g32.  Default: as stored.")
 memory_options = options(threads_option, context_option, kv_option, head_option)
@@ -283,6 +284,23 @@ def pack(model: str, out: str, order: str, head: str | None) -> None:
 
 @cli.command()
 @click.argument("model")
+@click.argument("out", type=click.Path(dir_okay=False))
+@options(*cli_quantize.options)
+def quantize(model: str, out: str, **arguments: Any) -> None:
+    """Write MODEL with weights of fewer bits as one file OUT.safetensors, which every other command takes as a model.
+
+    \b
+    lutra quantize model.gguf out.safetensors --format planes4-g32-mins
+    lutra quantize org/repo out.safetensors --format planes1x2-g64-mins --method gptq+hlq --calib text.txt
+    lutra quantize model out.safetensors --format planes3-g64-mins --keep "layers.*.down=planes4-g64-mins"
+
+    Interrupted, the same command goes on where it was, and writes the same file.
+    """
+    click.echo(cli_quantize.quantize(resolve(model) or model, out, **arguments))
+
+
+@cli.command()
+@click.argument("model")
 @click.argument("file", type=click.File("rb"))
 @click.option("--protocol", default="windows", show_default=True, help="windows, gptq or llama.cpp.")
 @window_option
@@ -304,6 +322,56 @@ def perplexity(
 
     text = cli_quality.text_of(file)
     click.echo(cli_quality.perplexity(load(model, threads, context, kv=kv, head=head), text, context, protocol))
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@limit_option
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@memory_options
+def evaluate(
+    model: str, files: tuple[Path, ...], limit: int | None, output: str, threads: int | None, context: int | None,
+    kv: str, head: str | None,
+) -> None:  # fmt: skip
+    """Let MODEL answer the questions in every FILE, by log-likelihood: ARC, PIQA, HellaSwag, WinoGrande, COPA, LAMBADA.
+
+    A file is JSON Lines as the data sets are published (or packed as .bz2); its fields say how it is read.
+    """
+    from lutra import cli_quality
+
+    click.echo(cli_quality.evaluate(load(model, threads, context, kv=kv, head=head), files, limit, output))
+
+
+@cli.command()
+@click.argument("a")
+@click.argument("b")
+@click.option("--text", "file", type=click.File("rb"), help="Both read it.  Default: 1024 tokens that A writes.")
+@click.option("--protocol", default="windows", show_default=True, help="As of `lutra perplexity`.")
+@click.option("--tasks", multiple=True, type=click.Path(path_type=Path), help="A file of questions; may be repeated.")
+@limit_option
+@click.option("--prompts", type=click.IntRange(min=0), default=8, show_default=True, help="Greedy texts of both.")
+@click.option("--layers", is_flag=True, help="Also the error of every linear.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Of measuring speed.")
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@window_option
+@threads_option
+@kv_option
+def compare(
+    a: str, b: str, file: BinaryIO | None, context: int | None, threads: int | None, kv: str, **options: Any
+) -> None:
+    """Quality and speed of two models side by side: A the reference, B what became of it.
+
+    \b
+    lutra compare float.gguf small.gguf --text novel.txt --tasks arc_easy.jsonl
+
+    Speed is measured in alternation; perplexity, divergence and agreement on the same windows of one text.
+    """
+    from lutra import cli_quality
+
+    text = None if file is None else cli_quality.text_of(file)
+    models = [load(model, threads, context, kv=kv) for model in (a, b)]
+    click.echo(cli_quality.compare(models[0], models[1], text, context=context, **options))
 
 
 @cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)

@@ -1,5 +1,6 @@
 """What `lutra perplexity`, `compare` and `evaluate` are given, in words, and what they print."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -8,6 +9,8 @@ from lutra.cli_show import LoadProgress
 
 if TYPE_CHECKING:
     from lutra.engine.llm import LLM
+    from lutra.engine.tasks import Result
+    from lutra.model.layer_errors import LayerError
 
 
 def perplexity(llm: "LLM", text: str, context: int | None, protocol: str) -> str:
@@ -25,3 +28,67 @@ def text_of(file: BinaryIO) -> str:
 
     text = read_text(file, file.name)
     return joined_rows(text, file.name) if Path(file.name).suffix == ".jsonl" else text
+
+
+def evaluate(llm: "LLM", files: Sequence[Path], limit: int | None, output: str) -> str:
+    """Ask the questions of every file; return what is to be printed."""
+    import json
+
+    from lutra.bench.report import to_table
+
+    results = task_results(llm, files, limit)
+    if output == "json":
+        return json.dumps([result.to_json() for result in results], indent=1)
+    return to_table([result.cells() for result in results])
+
+
+def task_results(llm: "LLM", files: Sequence[Path], limit: int | None) -> "list[Result]":
+    """Results of every file of questions; all are read before the first is asked."""
+    from lutra.engine.readers import read_questions
+    from lutra.engine.tasks import evaluate, task_name
+
+    tasks = [(task_name(path), read_questions(path, limit)) for path in files]
+    with LoadProgress() as progress:
+        return [evaluate(llm, name, questions, progress) for name, questions in tasks]
+
+
+def compare(
+    a: "LLM", b: "LLM", text: str | None, protocol: str, context: int | None, rounds: int, prompts: int,
+    tasks: Sequence[Path], limit: int | None, layers: bool, output: str,
+) -> str:  # fmt: skip
+    """Measure both; return what is to be printed."""
+    import json
+
+    from lutra.bench.report import machine_line, to_table
+    from lutra.engine import compare as comparing
+    from lutra.engine import parting
+
+    with LoadProgress() as progress:
+        found = comparing.compare(a, b, text, protocol, context, rounds, prompts, progress)
+    asked = [task_results(llm, tasks, limit) for llm in (a, b)]
+    if output == "json":
+        values = comparing.to_json(found)
+        for value, results in zip(values, asked, strict=True):
+            value["tasks"] = [result.to_json() for result in results]
+        return json.dumps(values, indent=1)
+    parts = [machine_line(), "", f"A {found.names[0]}", f"B {found.names[1]}", f"text: {found.text}", ""]
+    parts += [to_table(list(comparing.rows(found))), "", *comparing.quality(found.divergence)]
+    if found.partings:
+        parts += parting.report(found.partings, a)
+    if tasks:
+        pairs = [pair for results in zip(*asked, strict=True) for pair in zip("AB", results, strict=True)]
+        parts += ["", to_table([{"model": name, **result.cells()} for name, result in pairs])]
+    if layers:
+        parts += ["", to_table([error.cells() for error in layer_table(a, b, text)])]
+    return "\n".join(parts)
+
+
+def layer_table(a: "LLM", b: "LLM", text: str | None) -> "list[LayerError]":
+    """The error of every linear of B beside A, the inputs those of A reading the text."""
+    from lutra.engine.compare import written
+    from lutra.model.inputs import collect
+    from lutra.model.layer_errors import layer_errors
+
+    tokens = (written(a) if text is None else a.tokens_of(text)[0])[: a.transformer.context]
+    with LoadProgress() as progress:
+        return list(layer_errors(a.model, b.model, collect(a.transformer, [tokens]), progress))

@@ -53,6 +53,15 @@ class Result:
         nats = [-score.nats for score in self.scores]
         return math.exp(math.fsum(nats) / len(nats)) if self.is_cloze else None
 
+    def to_json(self) -> dict[str, object]:
+        """The numbers, unrounded."""
+        accuracy, error = self.accuracy
+        found: dict[str, object] = {"task": self.name, "questions": len(self.scores)}
+        found |= {"accuracy": accuracy, "accuracy_error": error}
+        if self.normalised is not None:
+            found |= {"per_character": self.normalised[0], "per_character_error": self.normalised[1]}
+        return found if self.perplexity is None else found | {"perplexity": self.perplexity}
+
     def cells(self) -> dict[str, str]:
         """Heading → text of a table."""
         return {
