@@ -95,7 +95,7 @@ class LLM:
         params   default: SamplingParams()
         Raises CapacityError for a prompt longer than the context, with the first piece.
         """
-        return self._generate(self.tokenizer.encode(prompt), params or SamplingParams())
+        return self.stream_ids(self.tokenizer.encode(prompt), params or SamplingParams())
 
     def chat(self, messages: list[dict[str, str]], params: SamplingParams | None = None) -> Iterator[str]:
         """Answer the last of `messages` ({"role", "content"}); yields pieces of the answer.
@@ -106,7 +106,7 @@ class LLM:
         template = template_for(self.config, self.tokenizer)
         if template == PLAIN_TEMPLATE:
             params = replace(params, stop=(*params.stop, *PLAIN_STOP))
-        return self._generate(encode_chat(self.tokenizer, template, messages), params)
+        return self.stream_ids(encode_chat(self.tokenizer, template, messages), params)
 
     def generate_ids(self, prompt: list[int], params: SamplingParams) -> Iterator[int]:
         """Continue token ids until an end token (not yielded), max_tokens or the context's end."""
@@ -132,7 +132,8 @@ class LLM:
         check_finite(logits[best])
         return best
 
-    def _generate(self, prompt: list[int], params: SamplingParams) -> Iterator[str]:
+    def stream_ids(self, prompt: list[int], params: SamplingParams) -> Iterator[str]:
+        """Continue token ids; yields pieces of text, up to a stop text."""
         decoder, stop = self.tokenizer.stream(), StopText(params.stop)
         for token in self.generate_ids(prompt, params):
             text = stop.push(decoder.push(token))
