@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lutra.files import gguf, packed, safetensors
+from lutra.files import gguf, packed, safetensors, saved
 from lutra.files.door import refusal
 from lutra.files.model_file import LazyTensor, ModelFile
 
 __all__ = ["LazyTensor", "ModelFile", "open_model"]
 
 WHAT_TO_GIVE = "give a .gguf file, a .lutra file, a .safetensors file beside its config.json, or a Hugging Face folder"
-OPENERS = {".gguf": gguf.open, ".safetensors": safetensors.open, packed.SUFFIX: packed.open}  # by suffix
+
+
+def _open_safetensors(path: Path) -> ModelFile:
+    """A file that says what it is, or one of those that config.json beside them explains."""
+    return saved.open(path) if saved.is_saved(path) else safetensors.open(path)
+
+
+OPENERS = {".gguf": gguf.open, ".safetensors": _open_safetensors, packed.SUFFIX: packed.open}  # by suffix
 
 
 def open_model(path: str | Path) -> ModelFile:
-    """Open a model by its path: a GGUF file, a packed file, a Hugging Face folder, or a .safetensors file of one.
+    """Open a model by its path: a GGUF file, a file of ours, a Hugging Face folder, or a .safetensors file of one.
 
     raises   FileError    nothing there, another kind of file, or a file that does not pass its format's checks
     """

@@ -135,6 +135,12 @@ def open(path: str | Path) -> ModelFile:
     return ModelFile(path, KIND, header, tensors)
 
 
+def num_bytes(file: ModelFile, name: str) -> int:
+    """Bytes that a tensor of an open file takes, side-cars included."""
+    value = file.tensors[name].read()
+    return sum(piece.num_bytes for piece in _pieces(name, value))
+
+
 def _read(path: Path, data: np.ndarray) -> tuple[dict[str, Entry], dict[str, Any]]:
     entries, metadata = read_header(path, data)
     if METADATA_KEY not in metadata:

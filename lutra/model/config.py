@@ -1,4 +1,4 @@
-"""What a decoder looks like in numbers: read from GGUF metadata, config.json or a packed file, checked at the door."""
+"""What a decoder looks like in numbers: read from GGUF metadata, config.json or a file of ours, checked at the door."""
 
 from __future__ import annotations
 
@@ -74,8 +74,7 @@ def config_from(model_file: ModelFile) -> ModelConfig:
 
     raises   FileError    an unknown family, a missing or absurd size, or a feature lutra does not compute
     """
-    readers = {"gguf": _from_gguf, "safetensors": _from_hugging_face, "packed": _from_packed}
-    return readers[model_file.kind](model_file)
+    return READERS[model_file.kind](model_file)
 
 
 def _from_gguf(model_file: ModelFile) -> ModelConfig:
@@ -225,3 +224,6 @@ def _eos_ids(fields: Fields, *keys: str) -> tuple[int, ...]:
             if token is not None:
                 ids[token] = None
     return tuple(ids)
+
+
+READERS = {"gguf": _from_gguf, "safetensors": _from_hugging_face, "packed": _from_packed, "quantised": _from_packed}

@@ -20,7 +20,7 @@ from lutra.kernels.cache import DEFAULT_KIND, check_kind
 from lutra.model import packed
 from lutra.model.config import ModelConfig, config_from
 from lutra.model.head import recode
-from lutra.model.tokenizer import Tokenizer
+from lutra.model.tokenizer import TOKENIZER_JSON, VOCABULARY_JSON, Tokenizer
 from lutra.model.transformer import Transformer
 from lutra.model.weights import LayerWeights, Matrix, Weights, gated, side_by_side, table_and_head, tile
 from lutra.quantize.ternary import absmean, find_ternary
@@ -28,7 +28,7 @@ from lutra.quantize.ternary import absmean, find_ternary
 DEFAULT_KV = DEFAULT_KIND
 DEFAULT_CONTEXT = 4096  # tokens, where the model allows as many
 
-ROPE = {"rope_freqs"}  # read apart from the layers
+APART = {"rope_freqs", TOKENIZER_JSON, VOCABULARY_JSON}  # read apart from the weights
 RECOMPUTED = (".rotary_emb.inv_freq",)  # frequencies in old checkpoints: they follow from theta
 
 Progress = Callable[[str, int, int], None]  # progress(label, done, total)
@@ -125,7 +125,7 @@ class Reader:
     def check_all_used(self) -> None:
         """Refuse a model with a bias, norm or layer that this family does not compute: its text would be wrong."""
         tied = {"head"} if self.config.tied else set()
-        left = [self.file.tensors[name].source_name for name in self.file.tensors.keys() - self.used - tied - ROPE]
+        left = [self.file.tensors[name].source_name for name in self.file.tensors.keys() - self.used - tied - APART]
         left += [name for name in self.file.unknown if not name.endswith(RECOMPUTED)]
         if left:
             names = ", ".join(map(shown, sorted(left)[:3]))

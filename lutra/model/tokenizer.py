@@ -73,8 +73,7 @@ class Tokenizer:
 
         raises   FileError    missing or broken, or of a kind lutra does not run
         """
-        readers = {"gguf": _from_gguf, "safetensors": _from_folder, "packed": _from_packed}
-        return readers[model_file.kind](model_file)
+        return READERS[model_file.kind](model_file)
 
     def encode(self, text: str, add_bos: bool = True, parse_special: bool = False) -> list[int]:
         """Return token ids.
@@ -184,6 +183,9 @@ def _from_library(
 def to_stored(model_file: ModelFile, tokenizer: Tokenizer) -> tuple[dict[str, Any], dict[str, bytes]]:
     """What a packed file keeps of a model's tokenizer: settings for its header, and one file's bytes by name."""
     settings = {"bos_id": tokenizer.bos_id, "add_bos": tokenizer.add_bos}
+    if model_file.kind == "quantised":  # which holds what this function made of its source
+        held = [name for name in (TOKENIZER_JSON, VOCABULARY_JSON) if name in model_file.tensors]
+        return settings, {name: np.asarray(model_file.tensors[name].read()).tobytes() for name in held}
     if model_file.kind == "gguf":
         found = {key: model_file.metadata[key] for key in VOCABULARY_KEYS if key in model_file.metadata}
         return settings, {VOCABULARY_JSON: json.dumps(found).encode()}
@@ -236,3 +238,6 @@ def _check_ids(fields: Fields, vocab_size: int, bos_id: int | None, eos_ids: tup
     for name, token in [("bos_token_id", bos_id), *(("eos_token_id", token) for token in eos_ids)]:
         if token is not None and token >= vocab_size:
             raise fields.refuse(name, f"a token id below {vocab_size}", token, DO)
+
+
+READERS = {"gguf": _from_gguf, "safetensors": _from_folder, "packed": _from_packed, "quantised": _from_packed}

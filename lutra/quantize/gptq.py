@@ -5,7 +5,7 @@ calibration tokens.  With U the upper factor of inv(H) = U.T U, column j is roun
 and its error e = (w[:, j] - level) / U[j, j] is taken from the columns behind it: w[:, j + 1:] -= e * U[j, j + 1:].
 
 A group's scales are found, by any method, when the columns in front of it are done, on weights that have moved by
-then; or, with static groups, before the first column.  act_order takes the columns with the largest mean square of their
+then; or, with static groups, before the first column.  act_order takes the columns with the largest mean square of the
 input first; groups are static then, so that a group stays a run of neighbours in memory and nothing is permuted.
 
 Updates wait: the columns behind are changed by a matrix product over a run of finished ones.  Runs are halves of runs,

@@ -21,8 +21,8 @@ from lutra.errors import FormatError
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
 from lutra.quantize.groups import Fitted, by_groups
-from lutra.quantize.levels import num_terms, recode
 from lutra.quantize.rounding import as_finite_f32
+from lutra.quantize.store import store
 
 ROUNDS = 10
 RIDGE = 1e-8  # of the mean of the diagonal: planes that are equal or empty have no single solution
@@ -35,13 +35,24 @@ def hlq(w: np.ndarray, format: Format, rounds: int = ROUNDS) -> QTensor:
     w        float [N, K]    finite
     format   codes of 1 bit in one term or several, with mins
     raises   FormatError     another format, weights that are not finite, scales too large for their type
+
+    >>> from lutra.formats import catalog
+    >>> w = np.array([[0, 1, 4, 5, 0, 1, 4, 5]], np.float32)
+    >>> q = hlq(w, catalog.planes(1, 0, offset="mins", terms=2))
+    >>> q.codes()[0, :, :4].tolist(), np.abs(q.dequantize() - w).max() < 1e-6
+    ([[0, 1, 0, 1], [0, 0, 1, 1]], np.True_)
     """
-    if format.bits != 1 or format.offset != "mins":
+    if not fits(format):
         raise FormatError(f"{format.name}: expected codes of 1 bit, in terms, with mins, as planes1x2-g64-mins, got "
                           f"{format.bits} bits and offset {format.offset}; choose such a format")  # fmt: skip
     w = as_finite_f32(w)
     step = max(1, BLOCK_WEIGHTS // w.shape[1])
     return QTensor.concat([_hlq_rows(w[row : row + step], format, rounds) for row in range(0, len(w), step)])
+
+
+def fits(format: Format) -> bool:
+    """Whether a format has planes with scales of their own and a min."""
+    return format.bits == 1 and format.offset == "mins" and format.levels == "uniform"
 
 
 def fit(w: np.ndarray, terms: int, rounds: int = ROUNDS) -> Fitted:
@@ -124,13 +135,5 @@ def solve_small(normal: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _hlq_rows(w: np.ndarray, format: Format, rounds: int) -> QTensor:
-    fitted = by_groups(w, format.group_size, partial(fit, terms=num_terms(format), rounds=rounds))
-    return recode(store(fitted, format), w)
-
-
-def store(fitted: Fitted, format: Format) -> QTensor:
-    """Round scales and mins to the types of the format.  Raises FormatError where they are too large for them."""
-    codes = fitted.codes if num_terms(format) > 1 else fitted.codes[:, 0]
-    with np.errstate(over="ignore"):
-        scales, mins = fitted.scales.astype(format.dtype), np.asarray(fitted.mins).astype(format.dtype)
-    return QTensor.from_codes(format, codes, scales, mins=mins)
+    fitted = by_groups(w, format.group_size, partial(fit, terms=format.terms, rounds=rounds))
+    return store(fitted, format, w)
