@@ -34,7 +34,7 @@ LINE_BYTES = 64
 FILL = "fill."
 DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"), "I8": np.dtype("i1"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F32": np.dtype("<f4"),
+    "F32": np.dtype("<f4"), "I32": np.dtype("<i4"),
 }  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 AGAIN = "pack the model again"

@@ -2,7 +2,8 @@
 
 name of an array                what it is
 layers.0.qkv.0.codes            TiledWeight.codes; .scales .zeros .mins .super_scales .super_mins as the format has
-                                them; .bias f32 [padded_n]
+                                them; .bias f32 [padded_n]; .perm i32 [K] and .factors f32 [K] where inputs are put
+                                in order first
 layers.0.o  .gate_up  .down     the same; q, k and v lie side by side as qkv.0, or are qkv.0 .1 .2 if formats differ
 layers.0.attn_norm  ...         f32 vectors, by LayerWeights' names
 final_norm, head, embed         embed only where the head is not the embedding
@@ -34,7 +35,7 @@ from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import DENSE_DTYPES, ROWS, TiledWeight, round_up
 from lutra.model.config import ModelConfig, to_json
 from lutra.model.tokenizer import TOKENIZER_JSON, VOCABULARY_JSON
-from lutra.model.weights import LayerWeights, Linear, Weights
+from lutra.model.weights import Inputs, LayerWeights, Linear, Weights
 
 SIZES = ("n", "k", "padded_n", "padded_k")
 ROPE = "rope_freqs"
@@ -101,7 +102,9 @@ def _arrays(linear: Linear) -> dict[str, np.ndarray]:
     weight = linear.weight
     stored.check(weight)
     arrays = {name: getattr(weight, name).view(dtype) for name, dtype in _dtypes(weight.format).items()}
-    return arrays if linear.bias is None else arrays | {"bias": linear.bias}
+    arrays |= {} if linear.bias is None else {"bias": linear.bias}
+    inputs = linear.inputs
+    return arrays if inputs is None else arrays | {"perm": inputs.perm, "factors": inputs.factors}
 
 
 def _dtypes(format: Format | None) -> dict[str, np.dtype[Any]]:
@@ -121,9 +124,10 @@ def load(file: ModelFile, config: ModelConfig) -> Weights:
     reader = Reader(file, config, _formats(file), set(), aligned(1, np.uint8))
     c = config
     layers = [_layer(reader, f"layers.{index}.") for index in range(c.num_layers)]
-    head = reader.linear("head", c.vocab_size, c.hidden_size)
+    options: dict[str, Any] = {"n": c.vocab_size, "k": c.hidden_size, "may_have_inputs": False}
+    head = reader.linear("head", **options)
     is_shared = c.tied and not reader.has("embed")
-    table = head.weight if is_shared else reader.linear("embed", c.vocab_size, c.hidden_size).weight
+    table = head.weight if is_shared else reader.linear("embed", **options).weight
     if table.order not in embed.ORDERS:
         raise reader.refuse("embed", f"an embedding in {' or '.join(embed.ORDERS)} order", table.order)
     final_norm = reader.vector("final_norm", c.hidden_size)
@@ -173,12 +177,23 @@ class Reader:
         """Whether the header states a weight of this name."""
         return name in _table(self.file, "weights")
 
-    def linear(self, name: str, n: int, k: int, column: int = 0, may_have_bias: bool = False) -> Linear:
-        """A weight [n, k] with its bias, checked: kernels may read it."""
+    def linear(self, name: str, n: int, k: int, column: int = 0, may_have_bias: bool = False,
+               may_have_inputs: bool = True) -> Linear:  # fmt: skip
+        """A weight [n, k] with what stands beside it, checked: kernels may read it."""
         weight = self._weight(name, n, k)
         needs_bias = self.config.qkv_bias and ".qkv." in name
         has_bias = may_have_bias and (needs_bias or f"{name}.bias" in self.file.tensors)
-        return Linear(weight, self.vector(f"{name}.bias", weight.padded_n) if has_bias else None, column)
+        bias = self.vector(f"{name}.bias", weight.padded_n) if has_bias else None
+        return Linear(weight, bias, column, self._inputs(name, k) if may_have_inputs else None)
+
+    def _inputs(self, name: str, k: int) -> Inputs | None:
+        """The order and scale of a weight's inputs, where it has them: each input once."""
+        if f"{name}.perm" not in self.file.tensors:
+            return None
+        perm = self.array(f"{name}.perm", np.dtype(np.int32))
+        if not np.array_equal(np.sort(perm), np.arange(k)):
+            raise self.refuse(f"{name}.perm", f"each of 0 to {k - 1} once", "others")
+        return Inputs(perm, self.vector(f"{name}.factors", k))
 
     def _weight(self, name: str, n: int, k: int) -> TiledWeight:
         order, kind, (stated_n, stated_k, padded_n, padded_k) = self._statement(name)

@@ -9,8 +9,10 @@ import pytest
 from lutra.compiler.launch import Workers
 from lutra.files import open_model
 from lutra.files.safetensors import read_file
+from lutra.model import packed
 from lutra.model.config import config_from
 from lutra.model.load import load_weights
+from lutra.model.pack import pack
 from lutra.model.transformer import Transformer
 from tests.files import checkpoint_writers as write
 from tests.files.make_models import tiny_hf
@@ -65,7 +67,11 @@ def test_logits(tmp_path, method, orders, tolerance):
     quantised_folder(tmp_path, method, orders)
     file = open_model(tmp_path)
     config = config_from(file)
-    got = Transformer(config, load_weights(file, config), Workers(2), 64, all_logits=True).score(TOKENS, 0)
+    got = Transformer(config, load_weights(file, config), Workers(2), 64, all_logits=True).score(TOKENS, 0).copy()
     want = ReferenceDecoder(file, config).logits(TOKENS)
+    pack(tmp_path, tmp_path / "model.lutra", "auto", lambda label, done, total: None)
+    packed_file = open_model(tmp_path / "model.lutra")
+    again = Transformer(config, packed.load(packed_file, config), Workers(1), 64, all_logits=True).score(TOKENS, 0)
+    assert np.array_equal(again, got)
     error = np.sqrt(((got - want) ** 2).mean()) / want.std()
     assert error < tolerance, f"error is {error:.5f} standard deviations of the logits"
