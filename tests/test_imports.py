@@ -31,7 +31,7 @@ OUTSIDE = {
     "formats": "numpy ml_dtypes", "files": "numpy ml_dtypes safetensors gguf",
     "quantize": "numpy ml_dtypes", "hardware": "numpy amaranth",
     "compiler": "numpy ml_dtypes llvmlite", "kernels": "numpy ml_dtypes", "machine": "numpy llvmlite",
-    "model": "numpy ml_dtypes tokenizers jinja2", "engine": "numpy lm_eval", "bench": "numpy",                          # lm_eval: engine/lm_eval.py, when asked
+    "model": "numpy ml_dtypes tokenizers jinja2", "engine": "numpy lm_eval", "bench": "numpy",
     "server": "numpy fastapi uvicorn", "cluster": "ray",
     "train": "numpy ml_dtypes torch tokenizers safetensors matplotlib",
     "cli": "click rich huggingface_hub tqdm",
