@@ -284,6 +284,21 @@ def pack(model: str, out: str, order: str, head: str | None) -> None:
 
 @cli.command()
 @click.argument("model")
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+def export(model: str, out: Path) -> None:
+    """Write MODEL as a GGUF file OUT that llama.cpp and others read, without rounding anything.
+
+    Formats that no GGUF type holds are refused; the message lists those that one does.
+    """
+    path = resolve(model) or model
+    from lutra.model.to_gguf import export as write
+
+    write(path, out)
+    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+@cli.command()
+@click.argument("model")
 @click.argument("out", type=click.Path(dir_okay=False))
 @options(*cli_quantize.options)
 def quantize(model: str, out: str, **arguments: Any) -> None:

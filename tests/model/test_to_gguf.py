@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from lutra.cli import cli
 from lutra.compiler.launch import Workers
 from lutra.errors import FileError
 from lutra.files import open_model
@@ -82,3 +84,11 @@ def test_a_tokenizer_that_gguf_has_no_name_for_is_refused(tmp_path):
     path.write_text(json.dumps(tokenizer))
     with pytest.raises(FileError, match="byte-level BPE"):
         exported(tmp_path, tmp_path / "hf")
+
+
+def test_the_command(tmp_path):
+    pytest.importorskip("gguf", reason=NEEDS)
+    source = tiny_llama_gguf(tmp_path / "in.gguf", quant="Q4_0")
+    result = CliRunner().invoke(cli, ["export", str(source), str(tmp_path / "out.gguf")])
+    assert result.exit_code == 0 and result.output.startswith(f"{tmp_path / 'out.gguf'}: ")
+    assert np.array_equal(logits(tmp_path / "out.gguf"), logits(source))
