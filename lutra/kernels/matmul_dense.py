@@ -6,6 +6,8 @@ and add rounded to f32.  `dense_spec` is that in NumPy.  One task is one pair of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lutra.compiler.kernel import kernel
@@ -19,6 +21,7 @@ from lutra.compiler.language import (
     i64,
     load,
     loop,
+    minimum,
     prefetch,
     splat,
     u8,
@@ -29,11 +32,12 @@ from lutra.compiler.launch import Step
 from lutra.compiler.types import DTYPES
 from lutra.errors import KernelError
 from lutra.kernels import tuned
-from lutra.kernels.buffers import check_state
+from lutra.kernels.buffers import LINE_BYTES, check_state
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
 from lutra.kernels.plan import Plan
 from lutra.kernels.tiles import ROWS, TiledWeight
 
+BLOCK = 256  # columns of a pair that stay in the first cache: 16 or 32 KiB
 PARTIALS = 4  # strided partial sums: enough independent adds to hide their latency
 
 
@@ -74,7 +78,7 @@ def matmul_dense(
     with when(pair < pairs):
         starts = [row * x_stride for row in rows]
         passes = [
-            multiply(codes, x, starts, pair * columns, columns, range(t, t + plan.tiles), dtype, plan.prefetch_bytes)
+            multiply(codes, x, starts, pair * columns, columns, range(t, t + plan.tiles), dtype, plan.ahead)
             for t in range(0, 2, plan.tiles)
         ]
         for m, row in enumerate(rows):
@@ -83,20 +87,29 @@ def matmul_dense(
 
 
 def multiply(
-    codes: Value, x: Value, starts: list[Value], first: Value, columns: Value, tiles: range, dtype: str, ahead: int
+    codes: Value,
+    x: Value,
+    starts: list[Value],
+    first: Value,
+    columns: Value,
+    tiles: range,
+    dtype: str,
+    ahead: Sequence[tuple[int, int]],
 ) -> list[list[Value]]:
-    """f32x16 results [row][tile]; `first` counts the columns of all pairs before this one."""
+    """f32x16 results [row][tile]; `first` counts the columns of all pairs before this one, `ahead` as Plan.ahead."""
     sums = [[[var(const(0.0, f32, ROWS)) for _ in range(PARTIALS)] for _ in tiles] for _ in starts]
     vector = DTYPES[dtype].size_bytes * ROWS
-    for k in loop(0, columns, PARTIALS):
-        for i in range(PARTIALS):
-            for side, tile in enumerate(tiles):
-                at = (first + k) * (2 * vector) + (i * 2 + tile) * vector
-                if ahead:
-                    prefetch(codes, at + ahead)
-                weights = convert(bitcast(load(codes, at, vector), DTYPES[dtype]), f32)
-                for m, start in enumerate(starts):
-                    sums[m][side][i] += splat(load(x, start + (k + i)), ROWS) * weights
+    for block in loop(0, columns, BLOCK):
+        for side, tile in enumerate(tiles):  # one after the other: fewer sums in registers, more lines in flight
+            for k in loop(block, minimum(block + BLOCK, columns), PARTIALS):
+                for i in range(PARTIALS):
+                    at = (first + k) * (2 * vector) + (i * 2 + tile) * vector
+                    if side * vector % LINE_BYTES == 0:  # two tiles of 16-bit weights share a line
+                        for level, distance in ahead:
+                            prefetch(codes, at + distance, level)
+                    weights = convert(bitcast(load(codes, at, vector), DTYPES[dtype]), f32)
+                    for m, start in enumerate(starts):
+                        sums[m][side][i] += splat(load(x, start + (k + i)), ROWS) * weights
     return [[combine([part.get() for part in parts]) for parts in row] for row in sums]
 
 

@@ -47,7 +47,7 @@ PLANS: dict[tuple[str, str, int], Plan] = {
     ("mad", "avx512", 2): Plan(2, accumulators=2, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
     ("mad", "avx512", 4): Plan(2, accumulators=2, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
     ("mad", "avx512", 8): Plan(2, accumulators=1, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
-    ("dense", "avx512", 4): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
+    ("dense", "avx512", 4): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
     ("mad", "portable", 1): Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=AHEAD),  # short code compiles fast
     # 128-bit registers, four to a vector: partial sums of one row tile or of two, not both, or registers spill
     ("mad", "i8mm", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
@@ -58,8 +58,8 @@ PLANS: dict[tuple[str, str, int], Plan] = {
 # straight through, so it takes both tiles; more rows are bound by registers
 USUAL: dict[tuple[str, int], Plan] = {
     ("mad", 1): Plan(tiles=2, accumulators=2, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
-    ("dense", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
-    ("dense", 2): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
+    ("dense", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
+    ("dense", 2): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
 }
 OTHERWISE = Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=AHEAD)
 
@@ -70,7 +70,7 @@ def plan_for(order: str, isa: str, tile_m: int) -> Plan:
 
 
 # What a search tries: (tiles, accumulators, unroll, in_place), and distances of prefetching into the first and second
-# cache, of which dense knows only the first.  Families without a row have no plan
+# cache.  Families without a row have no plan
 SHAPES: dict[str, tuple[tuple[int, int, int, bool], ...]] = {
     "mad": (
         (1, 1, 1, False), (1, 2, 1, False), (1, 4, 1, False), (2, 1, 1, False), (2, 2, 1, False), (2, 4, 1, False),

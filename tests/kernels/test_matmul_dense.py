@@ -15,7 +15,7 @@ from tests.kernels.linears import random_weight, run, state
 
 ISAS = [target.isa for target in targets.available()]
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
-SIZES = [(1, 1, 1), (2, 31, 32), (3, 33, 33), (7, 48, 97), (16, 67, 160)]
+SIZES = [(1, 1, 1), (2, 31, 32), (3, 33, 33), (7, 48, 97), (16, 67, 160), (1, 33, 257), (5, 20, 600)]
 
 
 def random_linear(m: int, n: int, k: int, dtype, rows: int) -> tuple[np.ndarray, np.ndarray]:
