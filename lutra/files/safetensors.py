@@ -14,9 +14,10 @@ import ml_dtypes
 import numpy as np
 
 from lutra.errors import FileError, FormatError
-from lutra.files import bitnet, quantised
-from lutra.files.checkpoint import Layout, layout_of, linear_of
+from lutra.files import bitnet
 from lutra.files.door import map_file, parse_object, refusal, shown
+from lutra.files.methods.layout import Layout, layout_of, linear_of
+from lutra.files.methods.table import layouts
 from lutra.files.model_file import LazyTensor, ModelFile
 from lutra.files.names import HUGGING_FACE, LINEARS
 from lutra.files.safetensors_header import read_header
@@ -65,7 +66,7 @@ def open(path: str | Path) -> ModelFile:
     folder = path if path.is_dir() else path.parent
     config = read_config(folder)
     stored = _read_folder(folder) if path.is_dir() else read_file(path)
-    tensors, stored = _quantised(stored, quantised.layouts(config))
+    tensors, stored = _quantised(stored, layouts(config))
     divides = bitnet.scale_divides(config)
     scales = {name + bitnet.SCALE_SUFFIX for name, tensor in stored.items() if tensor.dtype == PACKED}
     unknown = []

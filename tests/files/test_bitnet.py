@@ -3,7 +3,7 @@ import pytest
 
 from lutra.errors import FileError, FormatError
 from lutra.files.bitnet import is_bitnet, scale_divides, unpack
-from lutra.files.quantised import layouts
+from lutra.files.methods.table import layouts
 from tests.files.make_models import pack_bitnet
 
 

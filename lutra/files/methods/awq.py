@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from lutra.errors import FormatError
-from lutra.files.bitstream import unpack_whole
-from lutra.files.checkpoint import Layout, Parts, option
-from lutra.files.gptq import DAMAGED, grouped
+from lutra.files.methods.bitstream import unpack_whole
+from lutra.files.methods.gptq import DAMAGED, grouped
+from lutra.files.methods.layout import Layout, Parts, option
 from lutra.formats.qtensor import QTensor
 from lutra.formats.sidecars import Adapted
 

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from lutra.errors import FormatError
-from lutra.files.bitstream import WORD, unpack, unpack_whole
-from lutra.files.checkpoint import Layout, Parts, option, refuse
+from lutra.files.methods.bitstream import WORD, unpack, unpack_whole
+from lutra.files.methods.layout import Layout, Parts, option, refuse
 from lutra.formats import catalog
 from lutra.formats.format import AXES
 from lutra.formats.qtensor import QTensor

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from lutra.errors import FormatError
-from lutra.files.checkpoint import Layout, Parts, option
-from lutra.files.gptq import DAMAGED
+from lutra.files.methods.gptq import DAMAGED
+from lutra.files.methods.layout import Layout, Parts, option
 from lutra.formats import catalog
 from lutra.formats.qtensor import QTensor
 

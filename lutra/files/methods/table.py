@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from lutra.errors import FileError
-from lutra.files import awq, bitsandbytes, compressed_tensors, gptq, hqq, modelopt
-from lutra.files.checkpoint import Chooser, Layout
 from lutra.files.door import shown
+from lutra.files.methods import awq, bitsandbytes, compressed_tensors, gptq, hqq, modelopt
+from lutra.files.methods.layout import Chooser, Layout
 
 
 def _auto_round(config: dict[str, Any]) -> tuple[Layout, ...]:

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 
 from lutra.errors import FormatError
-from lutra.files.gptq import DAMAGED
+from lutra.files.methods.gptq import DAMAGED
 from lutra.formats import catalog
 from lutra.formats.qtensor import QTensor
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lutra.files.checkpoint import Layout, Parts, option
-from lutra.files.floats import fp8_matrix, nibbles, nvfp4
+from lutra.files.methods.floats import fp8_matrix, nibbles, nvfp4
+from lutra.files.methods.layout import Layout, Parts, option
 from lutra.formats.qtensor import QTensor
 
 ALGORITHMS = ("NVFP4", "FP8")

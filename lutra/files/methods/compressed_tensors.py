@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from lutra.errors import FormatError
-from lutra.files.bitstream import WORD, unpack, unpack_whole
-from lutra.files.checkpoint import Layout, Parts, Weight, option, refuse
-from lutra.files.floats import fp8_matrix, mxfp4, nibbles, nvfp4
-from lutra.files.gptq import DAMAGED, grouped
+from lutra.files.methods.bitstream import WORD, unpack, unpack_whole
+from lutra.files.methods.floats import fp8_matrix, mxfp4, nibbles, nvfp4
+from lutra.files.methods.gptq import DAMAGED, grouped
+from lutra.files.methods.layout import Layout, Parts, Weight, option, refuse
 from lutra.formats import catalog
 from lutra.formats.qtensor import QTensor
 
