@@ -16,7 +16,14 @@ import numpy as np
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
 from lutra.quantize.levels import recode
-from lutra.quantize.rounding import as_finite_f32, reduce_groups, round_to_nearest, spread_groups
+from lutra.quantize.rounding import (
+    RANGES,
+    as_finite_f32,
+    default_range,
+    reduce_groups,
+    round_to_nearest,
+    spread_groups,
+)
 
 STEPS, LEAST, POWER = 26, 0.5, 2.0
 BLOCK_WEIGHTS = 1 << 16  # looked at together: all that is made of them stays in the cache
@@ -70,8 +77,7 @@ def _clip_rows(
 ) -> QTensor:
     smallest = kept = None
     for share in tried:
-        found = recode(base(w * share, format), w)
-        errors = measure(found.dequantize() - w, rows)                             # [n, G]
+        errors = measure(_difference(w, share, format, base), rows)                # [n, G]
         if smallest is None or kept is None:
             smallest, kept = errors, np.full_like(errors, share, np.float32)
             continue
@@ -79,3 +85,27 @@ def _clip_rows(
         smallest, kept = np.where(is_less, errors, smallest), np.where(is_less, share, kept)
     assert kept is not None
     return recode(base(w * spread_groups(kept, w.shape[1], format), format), w)
+
+
+def _difference(w: np.ndarray, share: np.float32, format: Format, base: Quantise) -> np.ndarray:
+    """What rounding w to the levels of base(share * w) changes, f32 [n, K]; nothing is packed where a grid says all."""
+    if base is not round_to_nearest or not format.is_plain:
+        return recode(base(w * share, format), w).dequantize() - w
+    grid = RANGES[default_range(format)][1](w * share, format)
+    k, zero = w.shape[1], np.float32(format.zero)
+    scale = spread_groups(grid.scales, k, format)
+    if grid.zeros is not None:
+        zero = zero + spread_groups(grid.zeros, k, format)
+    least = None if grid.mins is None else spread_groups(grid.mins, k, format)
+    with np.errstate(over="ignore"):
+        place = w if least is None else w - least
+        codes = np.divide(place, scale, out=np.zeros_like(w), where=scale != 0)
+    np.rint(codes, out=codes)
+    codes += zero
+    np.clip(codes, grid.smallest_code, format.num_codes - 1, out=codes)
+    codes -= zero
+    codes *= scale
+    if least is not None:
+        codes += least
+    codes -= w
+    return codes

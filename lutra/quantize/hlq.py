@@ -85,10 +85,10 @@ def choose_bits(w: np.ndarray, scales: np.ndarray, mins: np.ndarray) -> np.ndarr
     order = np.argsort(sums, 1, kind="stable")
     rising = np.take_along_axis(sums, order, 1)
     borders = (rising[:, 1:] + rising[:, :-1]) / np.float32(2)
-    place = np.zeros(w.shape, np.uint8)
-    for border in borders.T:
-        place += w > border[:, None]
-    code = np.take_along_axis(order.astype(np.uint8), place, 1)                    # [M, width]
+    order = order.astype(np.uint8)
+    code = np.repeat(order[:, :1], w.shape[1], 1)                                  # [M, width]
+    for i, border in enumerate(borders.T):  # beyond a border the code is the next one: what differs is turned over
+        code ^= (w > border[:, None]).view(np.uint8) * (order[:, i] ^ order[:, i + 1])[:, None]
     return code[:, None] >> np.arange(terms, dtype=np.uint8)[:, None] & np.uint8(1)
 
 
@@ -101,14 +101,13 @@ def least_squares(w: np.ndarray, bits: np.ndarray) -> tuple[np.ndarray, np.ndarr
     terms, width = bits.shape[1:]
     normal = np.empty((terms + 1, terms + 1, len(w)))                              # A.T A, by row of M
     right = np.empty((terms + 1, len(w)))                                          # A.T w
-    normal[terms, terms], right[terms] = width, w.sum(1, dtype=np.float64)
-    for i in range(terms):
-        plane = bits[:, i]
-        right[i] = np.einsum("mk,mk->m", plane, w, dtype=np.float32)
-        normal[i, terms] = normal[terms, i] = plane.sum(1, dtype=np.uint32)
-        normal[i, i] = normal[i, terms]
+    normal[terms, terms], right[terms] = width, np.einsum("mk->m", w)
+    planes = [bits[:, i].astype(np.float32) for i in range(terms)]                 # counts are exact in f32
+    for i, plane in enumerate(planes):
+        right[i] = np.einsum("mk,mk->m", plane, w)
+        normal[i, i] = normal[i, terms] = normal[terms, i] = np.einsum("mk->m", plane)
         for j in range(i):
-            normal[i, j] = normal[j, i] = (plane & bits[:, j]).sum(1, dtype=np.uint32)
+            normal[i, j] = normal[j, i] = np.einsum("mk,mk->m", plane, planes[j])
     solved = solve_small(normal, right).astype(np.float32)
     return np.ascontiguousarray(solved[:terms].T), solved[terms]
 

@@ -48,8 +48,11 @@ def digits(index: np.ndarray, format: Format) -> np.ndarray:
     terms, base = format.terms, format.num_codes
     if terms == 1:
         return index.astype(np.uint8)
-    places = np.array([base**term for term in range(terms)])
-    return (index[:, None] // places[:, None] % base).astype(np.uint8)
+    rest, codes = index.astype(np.uint32), np.empty((len(index), terms, index.shape[1]), np.uint8)
+    for term in range(terms):
+        codes[:, term] = rest % base
+        rest //= base
+    return codes
 
 
 def levels_of(q: QTensor, wanted: Sequence[int] | None = None) -> np.ndarray:

@@ -28,7 +28,7 @@ def rtn(w: np.ndarray, format: Format) -> QTensor:
 
     raises   FormatError   a format with zeros whose scales are not f16 or f32, weights that are not finite
     """
-    if format.is_plain and format.alphabet == "uniform":
+    if _is_plain_grid(format):
         return round_to_nearest(w, format)
     if format.offset == "none":
         return codec.quantize(w, format)
@@ -37,6 +37,10 @@ def rtn(w: np.ndarray, format: Format) -> QTensor:
                           f"{format.levels} and {format.offset}; choose such a format")  # fmt: skip
     w = as_finite_f32(w)
     return store(by_groups(w, format.group_size, lambda rows: _between_ends(rows, format)), format, w)
+
+
+def _is_plain_grid(format: Format) -> bool:
+    return format.is_plain and format.alphabet == "uniform"
 
 
 def _between_ends(rows: np.ndarray, format: Format) -> Fitted:
@@ -48,7 +52,7 @@ def _between_ends(rows: np.ndarray, format: Format) -> Fitted:
 
 
 def _clip(w: np.ndarray, format: Format) -> QTensor:
-    return clip(w, format, rtn)
+    return clip(w, format, round_to_nearest if _is_plain_grid(format) else rtn)
 
 
 def _absmean(w: np.ndarray, format: Format) -> QTensor:
