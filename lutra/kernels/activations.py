@@ -45,8 +45,8 @@ _SMALLEST = 1e-5  # least largest magnitude of a row or group, as in formats/int
 # Entry p of a table adds x[i] where bit i of p is 1 and subtracts it where it is 0.
 _PLUS = [p >> i & 1 for p in range(16) for i in range(4)]
 _LOW_THEN_HIGH = [4 * entry + byte for byte in (0, 1) for entry in range(16)]
-# order of a weight → the arrays its kernel reads
-READ_BY = {"mad": ("xq", "xs", "sums"), "lut": ("tables", "xs", "sums"), "trit5": ("trits", "xs")}
+# order of a weight → the arrays its kernel reads; one that looks sums of five up reads "trits" and "xs"
+READ_BY = {"mad": ("xq", "xs", "sums"), "lut": ("tables", "xs", "sums"), "trit5": ("places", "xs", "sums")}
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Activations:
     sums     i32 [rows, G]             sum of xq over each group of the *weight*
     tables   u8  [rows, Kp/4, 2, 16]   5-bit halves of the tables of formats/integer.build_tables, see tiles_lut.py
     trits    i8  [rows, K/5, 64]       parts of the tables of formats/trits.build_trit_tables, see trit_tables.py
+    places   i8  [rows, Kp]            xq of four steps of five, sorted, see trit_places.py
     """
 
     xq: np.ndarray
@@ -65,6 +66,7 @@ class Activations:
     sums: np.ndarray
     tables: np.ndarray | None = None
     trits: np.ndarray | None = None
+    places: np.ndarray | None = None
 
 
 def allocate(rows: int, k: int, format: Format, with_tables: bool = False, with_trits: bool = False) -> Activations:
@@ -82,13 +84,15 @@ def allocate(rows: int, k: int, format: Format, with_tables: bool = False, with_
         sums=aligned((rows, num_groups), np.int32),
         tables=aligned((rows, kp // LUT_WIDTH, 2, 16), np.uint8) if with_tables else None,
         trits=aligned((rows, num_steps(k), PARTS), np.int8) if with_trits else None,
+        places=aligned((rows, kp), np.int8) if with_trits else None,
     )
 
 
-def check(x: Activations, weight: TiledWeight, tile_m: int, wanted: str) -> None:
+def check(x: Activations, weight: TiledWeight, tile_m: int, wanted: str, read: tuple[str, ...] = ()) -> None:
     """Raise KernelError unless a matmul kernel of `weight` may read x, `tile_m` rows at a time.
 
     wanted   what to allocate x with besides rows, k and format, for the error
+    read     the arrays that are read, where they are not those of READ_BY
     """
     format, rows = weight.format, len(x.xq)
     assert format is not None
@@ -97,10 +101,11 @@ def check(x: Activations, weight: TiledWeight, tile_m: int, wanted: str) -> None
         "xq": (rows, weight.padded_k),
         "tables": (rows, weight.padded_k // LUT_WIDTH, 2, 16),
         "trits": (rows, num_steps(weight.k), PARTS),
+        "places": (rows, weight.padded_k),
         "xs": (rows, num_groups if format.activation_group else 1),
         "sums": (rows, num_groups),
     }
-    shapes = {name: every[name] for name in READ_BY[weight.order]}
+    shapes = {name: every[name] for name in read or READ_BY[weight.order]}
     got = {name: getattr(x, name).shape for name in shapes if getattr(x, name) is not None}
     if got != shapes or rows % tile_m:
         raise KernelError(

@@ -42,9 +42,10 @@ ROW_BLOCKS: dict[tuple[str, str], tuple[int, ...]] = {
     # more rows share no lookups, they only spill: 32 rows ran 1.5 times as fast in blocks of 2 as in blocks of 4
     ("lut", "avx512"): (1, 2),
     ("lut", "portable"): (1,),
-    ("trit5", "avxvnni"): (1, 2),
-    ("trit5", "avx2"): (1, 2),
-    ("trit5", "portable"): (1,),
+    ("trit5", "avx512"): (1, 2, 4, 8),
+    ("trit5", "avxvnni"): (1, 2, 4, 8),
+    ("trit5", "avx2"): (1, 2, 4, 8),
+    ("trit5", "portable"): (1, 2),
 }
 USUAL_ROW_BLOCKS = (1, 2, 4)
 

@@ -49,6 +49,12 @@ PLANS: dict[tuple[str, str, int], Plan] = {
     ("mad", "avx512", 8): Plan(2, accumulators=1, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
     ("dense", "avx512", 4): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
     ("mad", "portable", 1): Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=AHEAD),  # short code compiles fast
+    # trit5: tiles of 128 rows where one row of activations looks sums up (matmul_trit.py), else quarters of 64 rows,
+    # with fields summed apart in accumulators (matmul_trit_rows.py)
+    ("trit5", "avx512", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
+    ("trit5", "avx512", 2): Plan(tiles=4, accumulators=2, unroll=1, prefetch_bytes=0, second_bytes=FAR),
+    ("trit5", "avx512", 4): Plan(tiles=4, accumulators=1, unroll=1, prefetch_bytes=0, second_bytes=FAR),
+    ("trit5", "avx512", 8): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=0, second_bytes=FAR),
     # 128-bit registers, four to a vector: partial sums of one row tile or of two, not both, or registers spill
     ("mad", "i8mm", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
     ("mad", "dotprod", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
@@ -58,6 +64,7 @@ PLANS: dict[tuple[str, str, int], Plan] = {
 # straight through, so it takes both tiles; more rows are bound by registers
 USUAL: dict[tuple[str, int], Plan] = {
     ("mad", 1): Plan(tiles=2, accumulators=2, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
+    ("trit5", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
     ("dense", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
     ("dense", 2): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
 }

@@ -35,12 +35,19 @@ ENTRIES = 128  # of a half table in registers
 PARTS = 64  # bytes of a table in memory
 HIGH = 25  # what a high byte counts
 LARGEST = 25  # of a low or a high byte
+GROUP = 4  # steps that meet the activations of one dot4 each, see trit_places.py
+GROUP_COLUMNS = trits.TRITS * GROUP
 STEPS = 5  # lookups that can be added as bytes: STEPS * LARGEST < 128
 
 
 def table_columns(k: int) -> int:
-    """Activations that the tables of a row of k weights are made from: whole steps, whole chunks."""
-    return round_up(trits.TRITS * trits.num_steps(k), CHUNK)
+    """Activations of a row of k weights as this order's kernels read them: whole groups, whole chunks."""
+    return place_columns(trits.num_steps(k))
+
+
+def place_columns(steps: int) -> int:
+    """Columns that trit_places.py reads and writes, a chunk for each group of steps."""
+    return round_up((steps - 1) // GROUP * GROUP_COLUMNS + CHUNK, CHUNK)
 
 
 def tile_trit(weight: QTensor) -> TiledWeight:

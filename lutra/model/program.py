@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lutra.compiler.launch import Step
-from lutra.kernels import activations, adapt, argmax, choose, embed, kv, norm, trit_tables
+from lutra.kernels import activations, adapt, argmax, choose, embed, kv, matmul_trit, norm
 from lutra.kernels.activations import Activations
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import TiledWeight
@@ -105,7 +105,8 @@ class Recorder:
             if isinstance(target, Activations):
                 steps.append(norm.bind_quantize(x, target, state, weight=norm_weight, **options))
                 if target.trits is not None:
-                    steps.append(trit_tables.bind(target, state, isa=self.isa))
+                    blocks = [self._row_block(linear.weight) for linear in linears if linear.weight.order == "trit5"]
+                    steps += matmul_trit.bind_inputs(target, state, blocks, isa=self.isa)
             else:
                 assert norm_weight is not None
                 steps.append(norm.bind(x, norm_weight, target, state, **options))
@@ -124,12 +125,14 @@ class Recorder:
         return ordered, [first, adapt.bind(normed, inputs.perm, inputs.factors, ordered, state, isa=self.isa)]
 
     def _matmul(self, linear: Linear, source: Source, y: np.ndarray, state: np.ndarray, epilogue: str) -> Step:
-        tile_m = choose.tile_m(linear.weight, self.rows, self.isa)
         step = choose.bind(
-            linear.weight, source, y, state,
-            epilogue=epilogue, bias=linear.bias, column=linear.column, tile_m=tile_m, isa=self.isa,
+            linear.weight, source, y, state, epilogue=epilogue, bias=linear.bias, column=linear.column,
+            tile_m=self._row_block(linear.weight), isa=self.isa,
         )  # fmt: skip
         return replace(step, stream=linear.weight.codes)
+
+    def _row_block(self, weight: TiledWeight) -> int:
+        return choose.tile_m(weight, self.rows, self.isa)
 
 
 def sharing_inputs(linears: tuple[Linear, ...]) -> list[tuple[Linear, ...]]:

@@ -12,7 +12,7 @@ import numpy as np
 from lutra import machine
 from lutra.compiler import targets
 from lutra.compiler.launch import Program, Step, Workers
-from lutra.kernels import choose, norm, stored, trit_tables
+from lutra.kernels import choose, matmul_trit, norm, stored
 from lutra.kernels.activations import Activations
 from lutra.kernels.buffers import aligned
 from lutra.kernels.plan import Plan, plan_for, shapes
@@ -84,23 +84,31 @@ class Trial:
 
     def program(self, option: Option) -> Program:
         """Every copy with its inputs: what a family needs before it multiplies is part of its time."""
-        return Program([step for weight in self.copies for step in (*self._inputs(), self._matmul(weight, option))])
+        inputs = self._inputs(option)
+        return Program([step for weight in self.copies for step in (*inputs, self._matmul(weight, option))])
 
     def weight_us(self, seconds: Sequence[float]) -> float:
         """Microseconds of one weight, from the seconds of a program in every round."""
         return 1e6 * min(seconds) / len(self.copies)
 
-    def static(self, option: Option) -> dict[str, Any]:
-        """What an option fixes when its kernel is specialised."""
-        plan = {"plan": option.plan} if "plan" in self.first.launch.static else {}
-        return {"tile_m": option.tile_m, **plan}
+    def example(self, option: Option) -> tuple[Step, dict[str, Any]]:
+        """A launch of the kernel that an option takes, and what that kernel is specialised with.
 
-    def _inputs(self) -> list[Step]:
+        Families with plans have many options, and their kernel is not compiled for each.
+        """
+        if option.plan is None:
+            step = self._matmul(self.copies[0], option)
+            return step, step.launch.static
+        return self.first, {**self.first.launch.static, "tile_m": option.tile_m, "plan": option.plan}
+
+    def _inputs(self, option: Option) -> list[Step]:
         source = self.source
         if not isinstance(source, Activations):
             return []
         steps = [norm.bind_quantize(self.x, source, self.state, width=self.copies[0].k)]
-        return steps if source.trits is None else [*steps, trit_tables.bind(source, self.state)]
+        if source.trits is not None:
+            steps += matmul_trit.bind_inputs(source, self.state, [option.tile_m])
+        return steps
 
     def _matmul(self, weight: TiledWeight, option: Option) -> Step:
         shape = {"shape": option.plan} if shapes(weight.order, targets.choose().isa, option.tile_m) else {}

@@ -179,8 +179,8 @@ class Search:
 
     def predict(self, trial: Trial, option: Option) -> Predicted:
         """What the cost model says of an option."""
-        step = trial.first
-        traced = step.launch.kernel.trace(**{**step.launch.static, **trial.static(option)})
+        step, static = trial.example(option)
+        traced = step.launch.kernel.trace(**static)
         args = step.launch.args
         numbers = {name: value for name, value in args.items() if isinstance(value, int)}
         sizes = {name: value.nbytes for name, value in args.items() if isinstance(value, np.ndarray)}

@@ -17,7 +17,7 @@ from lutra.compiler import targets
 from lutra.formats import catalog, integer
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
-from lutra.kernels import choose, stored, trit_tables
+from lutra.kernels import choose, matmul_trit, stored
 from lutra.kernels.activations import Activations, allocate
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles_lut import split_tables
@@ -35,7 +35,7 @@ def sweep(order: str, format: Format, isa: str) -> int:
         tiled = choose.tile(weight, order=order)
         for tile_m in choose.row_blocks(order, isa):
             for m in ROWS:
-                x = _activations(weight, order, m, -(-m // tile_m) * tile_m)
+                x = _activations(weight, order, m, -(-m // tile_m) * tile_m, tile_m, isa)
                 y = aligned((len(x.xq), tiled.padded_n), np.float32)
                 run(choose.bind(tiled, x, y, state(m), epilogue="store", tile_m=tile_m, isa=isa), m)
                 want = integer.matmul(x.xq[:m, :k], x.xs[:m], weight)
@@ -44,22 +44,23 @@ def sweep(order: str, format: Format, isa: str) -> int:
     return compared
 
 
-def _activations(weight: QTensor, order: str, m: int, rows: int) -> Activations:
+def _activations(weight: QTensor, order: str, m: int, rows: int, tile_m: int, isa: str) -> Activations:
     """Half of them at +-127, with the tables that the family looks up in."""
     x = random_activations(weight, m, rows)
     if order == "lut":
         return replace(x, tables=split_tables(integer.build_tables(x.xq)))
     if order == "trit5":
-        return _with_trits(x, weight)
+        return _with_trits(x, weight, tile_m, isa)
     return x
 
 
-def _with_trits(x: Activations, weight: QTensor) -> Activations:
-    """The same activations in the wider rows that multiples of five need, with their tables built."""
+def _with_trits(x: Activations, weight: QTensor, tile_m: int, isa: str) -> Activations:
+    """The same activations in the wider rows that multiples of five need, as its kernel reads them."""
     k = weight.shape[1]
     wide = allocate(len(x.xq), k, weight.format, with_trits=True)
     wide.xq[:, :k], wide.xs[:], wide.sums[:] = x.xq[:, :k], x.xs, x.sums
-    run(trit_tables.bind(wide, state(len(x.xq))), len(x.xq))
+    for step in matmul_trit.bind_inputs(wide, state(len(x.xq)), [tile_m], isa=isa):
+        run(step, len(x.xq))
     return wide
 
 
