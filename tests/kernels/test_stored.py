@@ -126,4 +126,6 @@ def activations(w, order):
     if filled.trits is not None:
         # small enough for the sums that the kernel expands them to
         filled.trits[:] = rng.integers(-(LARGEST // 3), LARGEST // 3 + 1, filled.trits.shape)
-    return dataclasses.replace(x, tables=filled.tables, trits=filled.trits)
+        assert filled.places is not None
+        filled.places[:] = rng.integers(-127, 128, filled.places.shape)
+    return dataclasses.replace(x, tables=filled.tables, trits=filled.trits, places=filled.places)
