@@ -1,20 +1,21 @@
-"""Causal attention of one step's queries over the KV cache, with grouped heads.
+"""Causal attention of one step's queries over a KV cache of floats, with grouped heads.
 
-A task is one row and `tile` query heads that share a key/value head.  Positions are read in blocks of 16, from 0 to the
-row's own, with a running maximum; blocks are absolute, so a prompt gives the same bits whole, in chunks or token by
-token.  Per block and head:
+Work is cut as pieces.py says.  Of a query and a piece of 256 positions, 16 positions in lanes:
 
-    s     = scale * (q . k) for 16 positions in lanes, summed over d in 4 strided partial sums, (p0 + p2) + (p1 + p3)
-    m'    = max(m, max s)              positions after the row's own do not take part
-    p     = e**(s - m'), c = e**(m - m')
-    l     = l * c + p                  16 lanes, added up by the tree at the end
-    out   = out * c + p[0] * v[0] + ... + p[15] * v[15], one after the other
+    s     = (q[0] * k[0] + q[1] * k[1] + ...) * (log2(e) * scale), one after the other
+    m     = max s                      positions after the row's own do not take part
+    p     = 2**(s - m)
+    l     = p added up, 16 lanes
+    out   = p[0] * v[0] + p[1] * v[1] + ..., one after the other
 
-and at the end y = out / l.  What the cache holds after the row's position does not matter as long as it is finite.
+then pieces are merged, and y = out / sum of l.  What the cache holds after the row's position does not matter as long
+as it is finite.  A register tile is some queries times some vectors, of positions in s and of elements in out: a vector
+of the cache is converted once for all queries of the tile.
 
-Source    Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv 1805.02867;
-          Dao et al., FlashAttention, arXiv 2205.14135
+Source    Milakov and Gimelshein, Online normalizer calculation for softmax, arXiv 1805.02867; and those of pieces.py
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -31,11 +32,10 @@ from lutra.compiler.language import (
     load,
     loop,
     maximum,
+    minimum,
     prefetch,
-    reduce_add,
     reduce_max,
     select,
-    shuffle,
     splat,
     store,
     var,
@@ -45,13 +45,37 @@ from lutra.compiler.types import DType
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES, tree_sum
 from lutra.kernels.buffers import check_state
-from lutra.kernels.elementwise import exp, exp_spec
-from lutra.kernels.rope import BLOCK, FLOATS, chunks, float_name, padded
+from lutra.kernels.exp2 import exp2
+from lutra.kernels.pieces import (
+    PIECE,
+    PIECE_BLOCKS,
+    TASKS,
+    Item,
+    Part,
+    Room,
+    allocate_room,
+    bind_merge,
+    clear_part,
+    cut_for,
+    empty_part,
+    factor,
+    finish,
+    held,
+    items,
+    lanes_spec,
+    largest_divisor,
+    merge_part,
+    merge_spec,
+    record_size,
+    scores_spec,
+    tile_for,
+    weights_spec,
+)
+from lutra.kernels.rope import BLOCK, FLOATS, STRIDE, float_name, padded
 from lutra.kernels.softmax import iota
 
-_LOWEST = -1e30  # a running maximum before the first score
-AHEAD = 1  # blocks, 4 KiB of f16 keys 128 wide: hardware prefetch loses the thread where keys and values end
-_PARTIALS = 4  # strided sums over d, enough to hide the latency of an addition
+NUM_SUMS = 1  # of a record: l
+UNROLL = 4
 
 
 def attention_spec(
@@ -65,33 +89,29 @@ def attention_spec(
     """
     _, heads, head_dim = q.shape
     kv = np.arange(heads) // (heads // len(keys))
-    factor = np.float32(1 / np.sqrt(head_dim) if scale is None else scale)
-    return np.stack([_row_spec(row, keys, values, kv, position + i, factor) for i, row in enumerate(q)])
+    by = np.float32(factor(scale, head_dim))
+    return np.stack([_row_spec(row, keys[kv], values[kv], position + i, by) for i, row in enumerate(q)])
 
 
-def _row_spec(
-    q: np.ndarray, keys: np.ndarray, values: np.ndarray, kv: np.ndarray, position: int, scale: np.float32
-) -> np.ndarray:
-    heads, head_dim = q.shape
-    m = np.full((heads, 1), _LOWEST, np.float32)
-    l = np.zeros((heads, BLOCK), np.float32)  # noqa: E741  the letter of both papers
-    out = np.zeros((heads, head_dim), np.float32)
-    for block in range(position // BLOCK + 1):
-        seen = block * BLOCK + np.arange(BLOCK) <= position
-        k = keys[kv, block].astype(np.float32)  # [heads, D, 16]
-        v = values[kv, block * BLOCK : (block + 1) * BLOCK, :head_dim].astype(np.float32)  # [heads, 16, D]
-        partial = np.zeros((_PARTIALS, heads, BLOCK), np.float32)
-        for d in range(head_dim):
-            partial[d % _PARTIALS] += q[:, d, None] * k[:, d]
-        score = ((partial[0] + partial[2]) + (partial[1] + partial[3])) * scale
-        score = np.where(seen, score, np.float32(_LOWEST))
-        new = np.maximum(m, score.max(1, keepdims=True))
-        p = np.where(seen, exp_spec(score - new), np.float32(0))
-        c = exp_spec(m - new)
-        m, l, out = new, l * c + p, out * c  # noqa: E741
-        for j in range(BLOCK):
-            out = out + p[:, j, None] * v[:, j]
-    return out / tree_sum(l)[:, None]
+def _row_spec(q: np.ndarray, keys: np.ndarray, values: np.ndarray, position: int, scale: np.float32) -> np.ndarray:
+    total = empty_part(*q.shape[:1], NUM_SUMS, q.shape[1])
+    for first in range(0, position + 1, PIECE):
+        k = keys[:, first // BLOCK : (first + PIECE) // BLOCK].astype(np.float32)  # [heads, blocks, D, 16]
+        v = values[:, first : first + PIECE, : q.shape[1]].astype(np.float32)  # [heads, n, D]
+        total = merge_spec(total, _part_spec(q, k, v, first, position, scale))
+    return total.out / tree_sum(total.sums[:, 0])[:, None]
+
+
+def _part_spec(q: np.ndarray, k: np.ndarray, v: np.ndarray, first: int, position: int, scale: np.float32) -> Part:
+    """One piece, whose first position is `first`."""
+    dot = np.zeros((len(k), k.shape[1], BLOCK), np.float32)
+    for d in range(q.shape[1]):
+        dot = dot + q[:, d, None, None] * k[:, :, d]
+    m, p = weights_spec(scores_spec(dot.reshape(len(q), -1) * scale, first, position))
+    out = np.zeros_like(q)
+    for j in range(min(v.shape[1], position + 1 - first)):
+        out = out + p[:, j, None] * v[:, j]
+    return Part(m, lanes_spec(p)[:, None], out)
 
 
 def _make(cache: DType) -> Kernel:
@@ -102,136 +122,165 @@ def _make(cache: DType) -> Kernel:
         q: Pointer[f32],
         keys: Pointer[cache],
         values: Pointer[cache],
+        scores: Pointer[f32],
+        parts: Pointer[f32],
         y: Pointer[f32],
         state: Pointer[i64],
         q_stride: i64,
         y_stride: i64,
         blocks: i64,
+        pieces: i64,
         scale: f32,
         task: i64,
         *,
         heads,
         kv_heads,
         head_dim,
+        rows,
         tile,
+        together,
         span,
+        split,
         cache_dtype,
     ):
-        """y of one row and `tile` heads; y itself holds the unfinished sums between blocks."""
-        num_rows = load(state, 0)
-        row, piece = task % num_rows, task // num_rows
-        position = load(state, 1) + row
-        kv = (piece * tile) // (heads // kv_heads)
-        start = piece * (tile * head_dim)
-        target = row * y_stride + start
-        states = [_Head() for _ in range(tile)]
-        for i, lanes in chunks(tile * head_dim):
-            store(y, target + i, const(0.0, f32, lanes))
-
-        for block in loop(0, position // BLOCK + 1):
-            at = (kv * blocks + block) * (head_dim * BLOCK)
-            scores = _scores(q, row * q_stride + start, keys, at, head_dim, tile)
-            seen = splat(convert(position - block * BLOCK, i32), BLOCK) >= iota(BLOCK)
-            parts = [head.update(score * splat(scale, BLOCK), seen) for head, score in zip(states, scores, strict=True)]
-            at = (kv * blocks + block) * (BLOCK * padded(head_dim))
-            _accumulate(y, target, parts, values, at, head_dim, span)
-
-        for h, head in enumerate(states):
-            total = splat(reduce_add(head.l), BLOCK)
-            for i, lanes in chunks(head_dim):
-                at = target + (h * head_dim + i)
-                store(y, at, load(y, at, lanes) / _lanes(total, lanes))
+        """y of the items of a task; or, split, the records of their pieces."""
+        shape = Shape(head_dim, tile, together, span)
+        sizes = dict(heads=heads, kv_heads=kv_heads, max_rows=rows, split=split, record=shape.record)
+        for item in items(state, task, pieces, **sizes):
+            if not split:
+                for slot in loop(0, item.num_slots):
+                    clear_part(parts, item.total(slot), shape.record)
+            for piece in item.pieces():
+                _score(item, piece, shape, q, q_stride, keys, blocks, scores, scale)
+                _weigh(item, piece, shape, scores, parts)
+                _gather(item, piece, shape, values, blocks, scores, parts)
+                if not split:
+                    for slot in loop(0, item.num_slots):
+                        merge_part(parts, item.total(slot), item.part(slot, (slot, slot), piece), shape.record)
+            if not split:
+                for slot in loop(0, item.num_slots):
+                    ((row, head),) = item.queries(slot, 1)
+                    finish(parts, item.total(slot), y, row * y_stride + head * head_dim, NUM_SUMS, head_dim)
 
     return attention
 
 
-class _Head:
-    """What one query head carries from block to block."""
+@dataclass(frozen=True)
+class Shape:
+    """A head, and the register tiles: `tile` queries times `together` blocks of scores, times `span` vectors of out."""
 
-    def __init__(self) -> None:
-        self.m = var(const(_LOWEST, f32, BLOCK))  # running maximum, the same in every lane
-        self.l = var(const(0.0, f32, BLOCK))
+    head_dim: int
+    tile: int
+    together: int
+    span: int
 
-    def update(self, score: Value, seen: Value) -> tuple[Value, Value]:
-        """Fold 16 scores in; return their weights p and the correction c of everything before."""
-        score = select(seen, score, _LOWEST)
-        old = self.m.get()
-        new = maximum(old, splat(reduce_max(score), BLOCK))
-        p = select(seen, exp(score - new), 0.0)
-        c = exp(old - new)
-        self.m.set(new)
-        self.l.set(self.l.get() * c + p)
-        return p, c
+    @property
+    def record(self) -> int:
+        return record_size(NUM_SUMS, padded(self.head_dim))
 
 
-def _scores(q: Value, start: Value, keys: Value, at: Value, head_dim: int, tile: int) -> list[Value]:
-    """q . k of `tile` heads and the 16 positions of a block."""
-    sums = [[var(const(0.0, f32, BLOCK)) for _ in range(_PARTIALS)] for _ in range(tile)]
+def _score(
+    item: Item, piece: Value, shape: Shape, q: Value, q_stride: Value, keys: Value, blocks: Value, scores: Value,
+    scale: Value,
+) -> None:  # fmt: skip
+    """Scores of all queries of an item and the positions of a piece; -infinity for those a row does not see."""
+    head_dim, tile, size = shape.head_dim, shape.tile, shape.head_dim * BLOCK
+    for block in loop(0, item.num_blocks(piece), shape.together):
+        first = item.kv * blocks + piece * PIECE_BLOCKS + block
+        for slot in loop(0, item.num_slots, tile):
+            queries = item.queries(slot, tile)
+            sources = [row * q_stride + head * head_dim for row, head in queries]
+            sums = [[var(const(0.0, f32, BLOCK)) for _ in range(shape.together)] for _ in range(tile)]
 
-    def add(d: Value | int, i: int) -> None:
-        here = at + (d * BLOCK + i * BLOCK)
-        _fetch(keys, here, i, head_dim)
-        k = convert(load(keys, here, BLOCK), f32)
-        for h in range(tile):
-            sums[h][i % _PARTIALS] += splat(load(q, start + d + (h * head_dim + i)), BLOCK) * k
+            def add(d: Value | int, i: int) -> None:
+                ks = [_vector(keys, (first + b) * size + d * BLOCK + i * BLOCK, i, size) for b in range(shape.together)]  # noqa: B023
+                for source, accs in zip(sources, sums, strict=True):  # noqa: B023
+                    x = splat(load(q, source + d + i), BLOCK)
+                    for acc, k in zip(accs, ks, strict=True):
+                        acc += x * k
 
-    whole = head_dim // _PARTIALS * _PARTIALS
-    for d in loop(0, whole, _PARTIALS):
-        for i in range(_PARTIALS):
-            add(d, i)
-    for i in range(whole, head_dim):
-        add(0, i)
-    return [(p0.get() + p2.get()) + (p1.get() + p3.get()) for p0, p1, p2, p3 in sums]
-
-
-def _accumulate(
-    y: Value, target: Value, parts: list[tuple[Value, Value]], values: Value, at: Value, head_dim: int, span: int
-) -> None:
-    """out = out * c + p[0] * v[0] + ... in place, `span` vectors of every head in registers at a time."""
-
-    def add(start: Value | int, group: list[tuple[int, int]]) -> None:
-        places = [(h, i, lanes) for h in range(len(parts)) for i, lanes in group]
-        first = [target + start + (h * head_dim + i) for h, i, _ in places]
-        out = {
-            (h, i): load(y, place, lanes) * _lanes(parts[h][1], lanes)
-            for (h, i, lanes), place in zip(places, first, strict=True)
-        }
-        for j in range(BLOCK):
-            weights = [shuffle(p, p, [j] * BLOCK) for p, _ in parts]
-            for i, lanes in group:
-                here = at + start + (j * padded(head_dim) + i)
-                _fetch(values, here, i // NUM_LANES, head_dim)
-                v = convert(load(values, here, lanes), f32)
-                for h, weight in enumerate(weights):
-                    out[h, i] = out[h, i] + _lanes(weight, lanes) * v
-        for place, value in zip(first, out.values(), strict=True):
-            store(y, place, value)
-
-    width = span * NUM_LANES
-    whole = head_dim // width * width
-    for start in loop(0, whole, width):
-        add(start, chunks(width))
-    if whole < head_dim:
-        add(0, [(i, lanes) for i, lanes in chunks(head_dim) if i >= whole])
+            whole = head_dim // UNROLL * UNROLL
+            for d in loop(0, whole, UNROLL):
+                for i in range(UNROLL):
+                    add(d, i)
+            for i in range(whole, head_dim):
+                add(0, i)
+            for i, ((row, _), accs) in enumerate(zip(queries, sums, strict=True)):
+                at = (item.first_slot + slot + i) * PIECE + block * BLOCK
+                for b, acc in enumerate(accs):
+                    offset = item.position + row - piece * PIECE - (block + b) * BLOCK
+                    seen = splat(convert(offset, i32), BLOCK) >= iota(BLOCK)
+                    score = held(acc.get() * splat(scale, BLOCK))
+                    store(scores, at + b * BLOCK, select(seen, score, float("-inf")))
 
 
-def _fetch(cache: Value, at: Value, i: int, head_dim: int) -> None:
-    """Ask for the line that lies AHEAD blocks further on, once for the vectors i that share one."""
-    per_line = max(1, 4 // cache.type.dtype.size_bytes)
-    if i % per_line == 0:
-        prefetch(cache, at + AHEAD * BLOCK * padded(head_dim))
+def _weigh(item: Item, piece: Value, shape: Shape, scores: Value, parts: Value) -> None:
+    """Scores become weights; their maximum, their sum and zeros become the record of the piece."""
+    num_blocks, tile = item.num_blocks(piece), shape.tile
+    for slot in loop(0, (item.num_slots + (tile - 1)) // tile * tile):
+        (query,) = item.queries(slot, 1)
+        at, record = (item.first_slot + slot) * PIECE, item.part(slot, query, piece)
+        clear_part(parts, record, shape.record)
+        top = var(const(float("-inf"), f32, BLOCK))
+        for block in loop(0, num_blocks):
+            top.set(maximum(top, load(scores, at + block * BLOCK, BLOCK)))
+        m = splat(reduce_max(top), BLOCK)
+        total = var(const(0.0, f32, BLOCK))
+        for block in loop(0, num_blocks):
+            p = exp2(load(scores, at + block * BLOCK, BLOCK) - m)
+            store(scores, at + block * BLOCK, p)
+            total += p
+        store(parts, record, m)
+        store(parts, record + NUM_LANES, total.get())
 
 
-def _lanes(v: Value, lanes: int) -> Value:
-    """The first lanes of a vector."""
-    return v if lanes == v.type.lanes else shuffle(v, v, range(lanes))
+def _gather(item: Item, piece: Value, shape: Shape, values: Value, blocks: Value, scores: Value, parts: Value) -> None:
+    """out of the record of the piece = weights times values."""
+    # STRIDE positions at a time, whose values stay in the nearest cache from one tile to the next
+    columns, width, end = padded(shape.head_dim), shape.span * NUM_LANES, item.num_blocks(piece) * BLOCK
+    first = (item.kv * blocks + piece * PIECE_BLOCKS) * BLOCK
+    for begin in loop(0, end, STRIDE):
+        for start in loop(0, columns, width):
+            for slot in loop(0, item.num_slots, shape.tile):
+                queries = item.queries(slot, shape.tile)
+                places = [
+                    item.part(slot + i, query, piece) + ((1 + NUM_SUMS) * NUM_LANES + start)
+                    for i, query in enumerate(queries)
+                ]
+                outs = [
+                    [var(load(parts, place + i * NUM_LANES, NUM_LANES)) for i in range(shape.span)] for place in places
+                ]
+                for j in loop(begin, minimum(begin + STRIDE, end), UNROLL):
+                    for u in range(UNROLL):
+                        at = (first + j + u) * columns + start
+                        vs = [_vector(values, at + i * NUM_LANES, i, BLOCK * columns) for i in range(shape.span)]
+                        for i, accs in enumerate(outs):
+                            p = splat(load(scores, (item.first_slot + slot + i) * PIECE + j + u), NUM_LANES)
+                            for acc, v in zip(accs, vs, strict=True):
+                                acc += p * v
+                for place, accs in zip(places, outs, strict=True):
+                    for i, acc in enumerate(accs):
+                        store(parts, place + i * NUM_LANES, acc.get())
+
+
+def _vector(cache: Value, at: Value, i: int, ahead: int) -> Value:
+    """16 numbers of the cache; the line `ahead` numbers further is asked for, once for the vectors i that share it."""
+    if i % max(1, 4 // cache.type.dtype.size_bytes) == 0:
+        prefetch(cache, at + ahead)
+    return convert(load(cache, at, NUM_LANES), f32)
 
 
 KERNELS = {name: _make(dtype) for name, (dtype, _) in FLOATS.items()}
 
-# (query heads a task takes together, which share the loads of K and V; output vectors a pass keeps in registers).
-# 20 heads of 128 on 5, 4096 positions of f16, one thread of a busy Zen 5: (4, 2) 25 GB/s, (4, 4) 23, (2, 4) 18.
-TILES = {"avx512": (4, 2), "avxvnni": (2, 1), "avx2": (2, 1), "portable": (2, 1)}
+# (queries of a tile, sums of 16 lanes a tile keeps in registers)
+TILES = {"avx512": (16, 16), "avxvnni": (4, 4), "avx2": (4, 4), "portable": (2, 2)}
+
+
+def allocate(keys: np.ndarray, rows: int, heads: int) -> Room:
+    """Room for steps of at most `rows` rows over caches of this shape."""
+    kv_heads, blocks, head_dim, _ = keys.shape
+    cut = cut_for(rows, heads // kv_heads, blocks * BLOCK)
+    return allocate_room(cut, heads, kv_heads, NUM_SUMS, padded(head_dim))
 
 
 def bind(
@@ -242,37 +291,39 @@ def bind(
     state: np.ndarray,
     *,
     heads: int,
+    room: Room | None = None,
     scale: float | None = None,
     isa: str | None = None,
     tile: int | None = None,
-    span: int | None = None,
-) -> Step:
+    sums: int | None = None,
+) -> list[Step]:
     """y = attention of rows 0 .. state[0] - 1, which stand at positions state[1] + row of the cache.
 
     q              f32 [rows, stride]     rotated query heads side by side (the front of the q | k | v rows)
     keys, values   f16, bf16 or f32       one layer's cache, holding every position up to the last row's
     y              f32 [rows, stride]     heads side by side
+    room           of `allocate`; default: one for all rows of q
     scale          factor of the scores   default 1 / sqrt(D)
-    tile, span     change the speed, never the result
+    tile, sums     change the speed, never the result
     Raises KernelError when shapes disagree.
     """
-    kv_heads, blocks, head_dim, _ = keys.shape
     _check(q, keys, values, y, heads)
     check_state(state)
-    name = float_name(keys)
-    wanted, vectors = TILES.get(targets.choose(isa).isa, TILES["portable"])
-    tile = tile or largest_divisor(heads // kv_heads, wanted)
-    args = {"q": q, "keys": keys, "values": values, "y": y, "state": state, "q_stride": q.shape[1]}
-    args |= {"y_stride": y.shape[1], "blocks": blocks, "scale": head_dim**-0.5 if scale is None else scale}
-    launch = KERNELS[name].bind(
-        args, isa, heads=heads, kv_heads=kv_heads, head_dim=head_dim, tile=tile, span=span or vectors, cache_dtype=name
-    )
-    return Step(launch, heads // tile, 1)
-
-
-def largest_divisor(n: int, limit: int) -> int:
-    """The largest divisor of n that is not above `limit`, and 1 for any smaller limit."""
-    return max(i for i in range(1, max(limit, 1) + 1) if n % i == 0)
+    kv_heads, blocks, head_dim, _ = keys.shape
+    room = room or allocate(keys, len(q), heads)
+    name, cut, group = float_name(keys), room.cut, heads // kv_heads
+    wanted, registers = TILES.get(targets.choose(isa).isa, TILES["portable"])
+    tile, sums = tile_for(cut, group, tile or wanted), sums or registers
+    args = {"q": q, "keys": keys, "values": values, "scores": room.scores, "parts": room.parts, "y": y, "state": state}
+    args |= {"q_stride": q.shape[1], "y_stride": y.shape[1], "blocks": blocks, "pieces": cut.pieces}
+    args |= {"scale": factor(scale, head_dim)}
+    static = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim, "rows": cut.rows, "split": cut.split}
+    static |= {"tile": tile, "together": largest_divisor(STRIDE // BLOCK, sums // tile), "cache_dtype": name}
+    static |= {"span": largest_divisor(padded(head_dim) // NUM_LANES, sums // tile)}
+    step = Step(KERNELS[name].bind(args, isa, **static), TASKS, 0)
+    if not cut.split:
+        return [step]
+    return [step, bind_merge(room, y, state, heads=heads, head_dim=head_dim, num_sums=NUM_SUMS, isa=isa)]
 
 
 def _check(q: np.ndarray, keys: np.ndarray, values: np.ndarray, y: np.ndarray, heads: int) -> None:
@@ -284,5 +335,9 @@ def _check(q: np.ndarray, keys: np.ndarray, values: np.ndarray, y: np.ndarray, h
             f"expected rows of at least {heads * head_dim} columns, and as many of y as of q, got q {q.shape} and "
             f"y {y.shape}; widen them"
         )
-    if values.shape != (kv_heads, blocks * BLOCK, padded(head_dim)) or values.dtype != keys.dtype:
+    if (
+        values.shape != (kv_heads, blocks * BLOCK, padded(head_dim))
+        or values.dtype != keys.dtype
+        or blocks % (STRIDE // BLOCK)
+    ):
         raise KernelError(f"keys {keys.shape} and values {values.shape} do not fit; make both with rope.allocate_cache")

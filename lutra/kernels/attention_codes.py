@@ -2,16 +2,20 @@
 
 Queries come as integers from rope_codes.py; attention weights become integers here, 64 positions at a time, relative to
 the largest.  Codes are multiplied with the bytes of either by dot4, so sums are exact and a cached byte is touched once
-per head and byte, not once per float.  Per 64 positions and head, f the value of 1 of the query times `scale`:
+per query and byte, not once per float.  Work is cut as pieces.py says.  Of a query and a piece, f the value of 1 of the
+query times log2(e) * scale:
 
     s     = f32(q . codes) * (key_scale * f) + key_minimum * (f * sum of q)        q . codes = 256 * high + low
-    m'    = max(m, max s), p = e**(s - m'), c = e**(m - m')     positions after the row's own do not take part
-    l     = l * c + ((p0 + p1) + (p2 + p3))                     16 lanes; p0 .. p3 are the quarters of the 64
-    b     = b * c + ((p0 n0 + p1 n1) + (p2 n2 + p3 n3))         n the minimum of a value
-    w     = p * value_scale, as integers of largest magnitude `most`: w = u * integer, u = max w / most
-    out   = out * c + f32(w . codes) * u
+    m     = max s, p = 2**(s - m)      positions after the row's own do not take part
+    l     = p added up, 16 lanes
+    b     = p * n added up, 16 lanes   n the minimum of a value
 
-and at the end y = (out + sum b) / sum l.  A task is one row and `tile` query heads that share a key/value head.
+and for each 64 of its positions, one after the other:
+
+    w     = p * value_scale, as integers of largest magnitude `most`: w = u * integer, u = max w / most
+    out   = out + f32(w . codes) * u
+
+Pieces are merged, and y = (out + sum b) / sum l.
 
 Source    as attention.py; integers on both sides: SageAttention, arXiv 2410.02367, section 4
 """
@@ -41,10 +45,8 @@ from lutra.compiler.language import (
     loop,
     maximum,
     prefetch,
-    reduce_add,
     reduce_max,
     select,
-    shuffle,
     splat,
     store,
     u8,
@@ -53,65 +55,91 @@ from lutra.compiler.language import (
 from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES, tree_sum
-from lutra.kernels.attention import largest_divisor
-from lutra.kernels.buffers import check_state
+from lutra.kernels.buffers import aligned, check_state
 from lutra.kernels.cache import BLOCK, CODES, STRIDE, Cache, Codes, Queries, integers_spec
-from lutra.kernels.elementwise import exp, exp_spec
+from lutra.kernels.exp2 import exp2
+from lutra.kernels.pieces import (
+    PIECE,
+    PIECE_BLOCKS,
+    TASKS,
+    Item,
+    Part,
+    Room,
+    allocate_room,
+    bind_merge,
+    clear_part,
+    cut_for,
+    empty_part,
+    factor,
+    finish,
+    held,
+    items,
+    lanes_spec,
+    largest_divisor,
+    merge_part,
+    merge_spec,
+    record_size,
+    scores_spec,
+    tile_for,
+    weights_spec,
+)
 from lutra.kernels.rope import chunks
-from lutra.kernels.rope_codes import SMALLEST, check_queries, integers, signed_bytes
+from lutra.kernels.rope_codes import SMALLEST, check_queries, low_integers, signed_bytes
 from lutra.kernels.softmax import iota
 
-_LOWEST = -1e30  # a running maximum before the first score
+NUM_SUMS = 2  # of a record: l and b
 _QUARTERS = STRIDE // BLOCK
+_STRIDES = PIECE // STRIDE
 
 
 def attention_spec(
     queries: Queries, cache: Cache, rows: int, position: int, heads: int, scale: float | None = None
 ) -> np.ndarray:
     """Attention of the first `rows` rows, which stand at position, position + 1, ...: f32 [rows, heads, D]."""
-    factor = np.float32(1 / np.sqrt(cache.head_dim) if scale is None else scale)
+    by = np.float32(factor(scale, cache.head_dim))
     kv = np.arange(heads) // (heads // cache.kv_heads)
-    return np.stack([_row_spec(queries, cache, row, position + row, kv, factor) for row in range(rows)])
+    return np.stack([_row_spec(queries, cache, row, position + row, kv, by) for row in range(rows)])
 
 
-def _row_spec(
-    queries: Queries, cache: Cache, row: int, position: int, kv: np.ndarray, scale: np.float32
-) -> np.ndarray:
-    codes, heads, head_dim = CODES[cache.kind], len(kv), cache.head_dim
-    factor = queries.scales[row, :, 0] * scale  # [heads]
-    offset = factor * queries.scales[row, :, 1]
-    q = queries.codes[row, :, :, :head_dim]  # [heads, parts, D]
-    m = np.full((heads, 1), _LOWEST, np.float32)
-    l = np.zeros((heads, BLOCK), np.float32)  # noqa: E741  the letter of the papers
-    b, out = np.zeros_like(l), np.zeros((heads, head_dim), np.float32)
-    for step in range(position // STRIDE + 1):
-        seen = step * STRIDE + np.arange(STRIDE) <= position
-        k, v = keys_of(cache, step)[kv], values_of(cache, step)[kv]  # [heads, 64, D]
-        (ks, km), (vs, vm) = (_scales(scales, step)[:, kv] for scales in (cache.key_scales, cache.value_scales))
-        score = _joined_spec(q, k) * (ks * factor[:, None]) + km * offset[:, None]
-        score = np.where(seen, score, np.float32(_LOWEST))
-        new = np.maximum(m, score.max(1, keepdims=True))
-        p = np.where(seen, exp_spec(score - new), np.float32(0))
-        c = exp_spec(m - new)
-        m, l, b = new, l * c + _quarters(p), b * c + _quarters(p * vm)  # noqa: E741
-        w = p * vs
+def _row_spec(queries: Queries, cache: Cache, row: int, position: int, kv: np.ndarray, scale: np.float32) -> np.ndarray:
+    total = empty_part(len(kv), NUM_SUMS, cache.head_dim)
+    for first in range(0, position + 1, PIECE):
+        total = merge_spec(total, _part_spec(queries, cache, row, first, position, kv, scale))
+    l, b = (tree_sum(total.sums[:, i]) for i in range(NUM_SUMS))  # noqa: E741  the letter of the papers
+    return (total.out + b[:, None]) / l[:, None]
+
+
+def _part_spec(
+    queries: Queries, cache: Cache, row: int, first: int, position: int, kv: np.ndarray, scale: np.float32
+) -> Part:
+    """One piece, whose first position is `first`."""
+    codes, heads = CODES[cache.kind], len(kv)
+    steps = range(first // STRIDE, min(first + PIECE, position // STRIDE * STRIDE + STRIDE) // STRIDE)
+    unit = queries.scales[row, :, 0] * scale  # [heads]
+    offset = unit * queries.scales[row, :, 1]
+    q = queries.codes[row, :, :, : cache.head_dim]  # [heads, parts, D]
+    dots, scales = [], []
+    for step in steps:
+        ks, km = _scales(cache.key_scales, step)[:, kv]
+        dots.append(_joined_spec(q, keys_of(cache, step)[kv]) * (ks * unit[:, None]) + km * offset[:, None])
+        scales.append(_scales(cache.value_scales, step)[:, kv])
+    m, p = weights_spec(scores_spec(np.concatenate(dots, 1), first, position))
+    vs, vm = np.concatenate(scales, 2)
+    sums = np.stack([lanes_spec(p), lanes_spec(p * vm)], 1)
+    out = np.zeros((heads, cache.head_dim), np.float32)
+    for step, w in zip(steps, np.split(p * vs, len(steps), 1), strict=True):
         largest = np.maximum(w.max(1), np.float32(SMALLEST))
         weights = integers_spec(w, np.float32(codes.most) / largest, codes.parts)  # [parts, heads, 64]
         unit = largest * np.float32(1 / codes.most)
-        out = out * c + _joined_spec(weights.transpose(1, 0, 2), v.swapaxes(1, 2)) * unit[:, None]
-    return (out + tree_sum(b)[:, None]) / tree_sum(l)[:, None]
+        v = values_of(cache, step)[kv].swapaxes(1, 2)  # [heads, D, 64]
+        out = out + _joined_spec(weights.transpose(1, 0, 2), v) * unit[:, None]
+    return Part(m, sums, out)
 
 
 def _joined_spec(parts: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """i8 [heads, parts, n] times codes [heads, m, n], the bytes put together: f32 [heads, m]."""
     sums = np.einsum("hpn,hmn->phm", parts.astype(np.int32), codes.astype(np.int32)).astype(np.float32)
     return sums[0] if len(sums) == 1 else sums[0] * np.float32(256) + sums[1]
-
-
-def _quarters(p: np.ndarray) -> np.ndarray:
-    """[heads, 64] to [heads, 16]."""
-    p0, p1, p2, p3 = np.split(p, _QUARTERS, axis=1)
-    return (p0 + p1) + (p2 + p3)
 
 
 def _scales(scales: np.ndarray, step: int) -> np.ndarray:
@@ -145,139 +173,220 @@ def _split(stored: np.ndarray, kind: Codes) -> np.ndarray:
 def attention_codes(
     query_codes: Pointer[i32],
     query_scales: Pointer[f32],
-    weights: Pointer[i32],
     keys: Pointer[u8],
     values: Pointer[u8],
     key_scales: Pointer[f16],
     value_scales: Pointer[f16],
+    scores: Pointer[f32],
+    weights: Pointer[i32],
+    units: Pointer[f32],
+    wide_scales: Pointer[f32],
+    parts: Pointer[f32],
     y: Pointer[f32],
     state: Pointer[i64],
     y_stride: i64,
     blocks: i64,
+    pieces: i64,
     scale: f32,
     task: i64,
     *,
     heads,
     kv_heads,
     head_dim,
+    rows,
     tile,
-    sums,
+    together,
+    span,
+    split,
     kind,
 ):
-    """y of one row and `tile` heads; y itself holds the unfinished sums between blocks.
+    """y of the items of a task; or, split, the records of their pieces.
 
     query_codes, weights   bytes, four a word
-    sums                   accumulators worth keeping in registers
+    together, span         vectors of codes that meet the queries of a tile at once: of positions, of elements
     """
-    codes = CODES[kind]
-    num_rows = load(state, 0)
-    row, piece = task % num_rows, task // num_rows
-    position = load(state, 1) + row
-    kv = (piece * tile) // (heads // kv_heads)
-    first = row * heads + piece * tile  # the first head of this task among all rows' heads
-    target = row * y_stride + piece * (tile * head_dim)
-    states = [_Head(query_scales, first + h, scale) for h in range(tile)]
-    output = Output(y, target, head_dim)
-    for i, lanes in chunks(tile * head_dim):
-        store(y, target + i, const(0.0, f32, lanes))
-
-    for step in loop(0, position // STRIDE + 1):
-        block = kv * blocks + step * _QUARTERS
-        scores = _scores(query_codes, first, keys, block, head_dim, tile, sums, codes)
-        for quarter in range(_QUARTERS):
-            at = (block + quarter) * (2 * BLOCK)
-            ks, km = (convert(load(key_scales, at + i * BLOCK, BLOCK), f32) for i in range(2))
-            seen = splat(convert(position - (step * STRIDE + quarter * BLOCK), i32), BLOCK) >= iota(BLOCK)
-            for head, score in zip(states, scores, strict=True):
-                head.score(quarter, score[quarter], ks, km, seen)
-        corrections = [head.correct() for head in states]
-        units = []
-        for h, (head, c) in enumerate(zip(states, corrections, strict=True)):
-            units.append(head.weigh(c, value_scales, block * (2 * BLOCK), weights, first + h, codes))
-        _accumulate(output, corrections, units, weights, first, values, block, sums, codes)
-
-    for h, head in enumerate(states):
-        total, bias = (splat(reduce_add(sum_), BLOCK) for sum_ in (head.l, head.b))
-        for i, lanes in chunks(head_dim):
-            v = load(y, output.at(h, i), lanes)
-            store(y, output.at(h, i), (v + _front(bias, lanes)) / _front(total, lanes))
+    shape = Shape(CODES[kind], heads, head_dim, tile, together, span)
+    queries = Rows(query_codes, query_scales, scale)
+    integer_weights = Weights(scores, weights, units, parts, wide_scales)
+    sizes = dict(heads=heads, kv_heads=kv_heads, max_rows=rows, split=split, record=shape.record)
+    for item in items(state, task, pieces, **sizes):
+        if not split:
+            for slot in loop(0, item.num_slots):
+                clear_part(parts, item.total(slot), shape.record)
+        for piece in item.pieces():
+            block = item.kv * blocks + piece * PIECE_BLOCKS
+            _score(item, piece, shape, queries, keys, key_scales, block, scores)
+            _weigh(item, piece, shape, integer_weights, value_scales, block)
+            _gather(item, piece, shape, integer_weights, values, block)
+            if not split:
+                for slot in loop(0, item.num_slots):
+                    merge_part(parts, item.total(slot), item.part(slot, (slot, slot), piece), shape.record)
+        if not split:
+            for slot in loop(0, item.num_slots):
+                ((row, head),) = item.queries(slot, 1)
+                finish(parts, item.total(slot), y, row * y_stride + head * head_dim, NUM_SUMS, head_dim)
 
 
-class _Head:
-    """What one query head carries from block to block, and between the parts of one."""
+@dataclass(frozen=True)
+class Shape:
+    """The kind of codes, a head, and the register tiles."""
 
-    def __init__(self, query_scales: Value, head: Value, scale: Value) -> None:
-        factor = load(query_scales, head * 2) * scale
-        self.factor = splat(factor, BLOCK)
-        self.offset = splat(factor * load(query_scales, head * 2 + 1), BLOCK)
-        self.m = var(const(_LOWEST, f32, BLOCK))  # running maximum, the same in every lane
-        self.l = var(const(0.0, f32, BLOCK))
-        self.b = var(const(0.0, f32, BLOCK))
-        self.scores: list[Value] = []
-        self.seen: list[Value] = []
+    kind: Codes
+    heads: int
+    head_dim: int
+    tile: int
+    together: int
+    span: int
 
-    def score(self, quarter: int, dot: Value, ks: Value, km: Value, seen: Value) -> None:
-        """Take the products of 16 positions."""
-        if quarter == 0:
-            self.scores, self.seen = [], []
-        score = dot * (ks * self.factor) + km * self.offset
-        self.scores.append(select(seen, score, _LOWEST))
-        self.seen.append(seen)
+    @property
+    def record(self) -> int:
+        return record_size(NUM_SUMS, self.kind.value_columns(self.head_dim))
 
-    def correct(self) -> Value:
-        """Move the maximum; return the factor of everything before."""
-        s0, s1, s2, s3 = self.scores
-        old = self.m.get()
-        self.m.set(maximum(old, splat(reduce_max(maximum(maximum(s0, s1), maximum(s2, s3))), BLOCK)))
-        return exp(old - self.m.get())
+    @property
+    def key_words(self) -> int:
+        """Words of a key."""
+        return self.kind.key_columns(self.head_dim) // (4 * self.kind.per_byte)
 
-    def weigh(self, c: Value, scales: Value, at: Value, weights: Value, head: Value, kind: Codes) -> Value:
-        """Fold 64 scores in and store their weights as integers; return the value of 1."""
-        new = self.m.get()
-        p = [select(seen, exp(score - new), 0.0) for score, seen in zip(self.scores, self.seen, strict=True)]
-        vs, vm = (
-            [convert(load(scales, at + (2 * quarter + i) * BLOCK, BLOCK), f32) for quarter in range(_QUARTERS)]
-            for i in range(2)
-        )
-        self.l.set(self.l.get() * c + _add(p))
-        self.b.set(self.b.get() * c + _add([a * b for a, b in zip(p, vm, strict=True)]))
-        w = [a * b for a, b in zip(p, vs, strict=True)]
-        top = maximum(reduce_max(maximum(maximum(w[0], w[1]), maximum(w[2], w[3]))), SMALLEST)
-        inverse = splat(float(kind.most) / top, BLOCK)
-        for quarter, v in enumerate(w):
-            for part, narrow in enumerate(signed_bytes(integers(v, inverse), kind.parts)):
-                place = (head * kind.parts + part) * (STRIDE // 4) + quarter * (BLOCK // 4)
-                store(weights, place, bitcast(narrow, i32))
-        return splat(top * (1 / kind.most), BLOCK)
+    @property
+    def query_words(self) -> int:
+        """Words of one byte of every element of a query."""
+        return len(chunks(self.head_dim)) * NUM_LANES // 4
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of 16 words of a value."""
+        return self.kind.value_columns(self.head_dim) // (NUM_LANES * self.kind.per_byte)
 
 
-def _add(p: list[Value]) -> Value:
-    return (p[0] + p[1]) + (p[2] + p[3])
+@dataclass(frozen=True)
+class Rows:
+    """The queries of a step, and what scores are multiplied with."""
+
+    codes: Value
+    scales: Value
+    scale: Value
 
 
-def _scores(
-    q: Value, first: Value, keys: Value, block: Value, head_dim: int, tile: int, sums: int, kind: Codes
-) -> list[list[Value]]:
-    """q . codes of `tile` heads and the quarters of a block, f32x16 each."""
-    words, columns = kind.key_columns(head_dim) // (4 * kind.per_byte), len(chunks(head_dim)) * NUM_LANES
-    together = largest_divisor(_QUARTERS, sums // (tile * kind.parts))
-    found: list[list[Value]] = [[] for _ in range(tile)]
-    for quarter in range(0, _QUARTERS, together):
-        accs = [_Sums(together, kind.parts) for _ in range(tile)]
-        for word in loop(0, words):
-            stored = [
-                _fetch(keys, ((block + (quarter + i)) * words + word) * (4 * BLOCK), words * (4 * STRIDE))
-                for i in range(together)
-            ]
-            for i in range(kind.per_byte):
-                codes = [_code(v, i, kind) for v in stored]
-                for h, acc in enumerate(accs):
-                    for part in range(kind.parts):
-                        at = ((first + h) * kind.parts + part) * (columns // 4) + word * kind.per_byte + i
-                        acc.add(part, codes, load(q, at), kind)
-        for h, acc in enumerate(accs):
-            found[h] += acc.values()
-    return found
+@dataclass(frozen=True)
+class Weights:
+    """What becomes of the scores of a piece, by slot: integers, their values of 1, the record; and scales of values."""
+
+    scores: Value
+    words: Value
+    units: Value
+    parts: Value
+    scales: Value
+
+
+def _score(
+    item: Item, piece: Value, shape: Shape, rows: Rows, keys: Value, scales: Value, block: Value, scores: Value
+) -> None:
+    """Scores of all queries of an item and the positions of a piece; -infinity for those a row does not see."""
+    kind, words, together = shape.kind, shape.key_words, shape.together
+    for quarter in loop(0, _strides(item, piece) * _QUARTERS, together):
+        for slot in loop(0, item.num_slots, shape.tile):
+            queries = item.queries(slot, shape.tile)
+            indices = [row * shape.heads + head for row, head in queries]
+            accs = [_Sums(together, kind.parts) for _ in queries]
+            for word in loop(0, words):
+                stored = [
+                    _fetch(keys, ((block + quarter + i) * words + word) * (4 * BLOCK), words * (4 * BLOCK) * together)
+                    for i in range(together)
+                ]
+                for i in range(kind.per_byte):
+                    codes = [_code(v, i, kind) for v in stored]
+                    for index, acc in zip(indices, accs, strict=True):
+                        for part in range(kind.parts):
+                            at = (index * kind.parts + part) * shape.query_words + word * kind.per_byte + i
+                            acc.add(part, codes, load(rows.codes, at), kind)
+            found = [acc.values() for acc in accs]
+            for b in range(together):
+                at = (block + quarter + b) * (2 * BLOCK)
+                ks, km = (convert(load(scales, at + i * BLOCK, BLOCK), f32) for i in range(2))
+                for i, ((row, _), index) in enumerate(zip(queries, indices, strict=True)):
+                    unit = load(rows.scales, index * 2) * rows.scale
+                    offset = unit * load(rows.scales, index * 2 + 1)
+                    score = held(found[i][b] * (ks * splat(unit, BLOCK)) + km * splat(offset, BLOCK))
+                    ahead = item.position + row - piece * PIECE - (quarter + b) * BLOCK
+                    seen = splat(convert(ahead, i32), BLOCK) >= iota(BLOCK)
+                    at = (item.first_slot + slot + i) * PIECE + (quarter + b) * BLOCK
+                    store(scores, at, select(seen, score, float("-inf")))
+
+
+def _strides(item: Item, piece: Value) -> Value:
+    """Steps of 64 positions of a piece that the last row sees."""
+    return (item.num_blocks(piece) + (_QUARTERS - 1)) // _QUARTERS
+
+
+def _weigh(item: Item, piece: Value, shape: Shape, room: Weights, scales: Value, block: Value) -> None:
+    """Scores become integer weights; their maximum, their sums and zeros become the record of the piece."""
+    strides, tile, kind = _strides(item, piece), shape.tile, shape.kind
+    own_scales = item.task * (2 * PIECE)
+    for quarter in loop(0, strides * _QUARTERS):
+        for i in range(2):
+            wide = convert(load(scales, (block + quarter) * (2 * BLOCK) + i * BLOCK, BLOCK), f32)
+            store(room.scales, own_scales + i * PIECE + quarter * BLOCK, wide)
+    for slot in loop(0, (item.num_slots + (tile - 1)) // tile * tile):
+        (query,) = item.queries(slot, 1)
+        own = item.first_slot + slot
+        record = item.part(slot, query, piece)
+        clear_part(room.parts, record, shape.record)
+        top = var(const(float("-inf"), f32, BLOCK))
+        for quarter in loop(0, strides * _QUARTERS):
+            top.set(maximum(top, load(room.scores, own * PIECE + quarter * BLOCK, BLOCK)))
+        m = splat(reduce_max(top), BLOCK)
+        sums = [var(const(0.0, f32, BLOCK)) for _ in range(NUM_SUMS)]
+        for step in loop(0, strides):
+            ws = []
+            for quarter in range(_QUARTERS):
+                score = load(room.scores, own * PIECE + step * STRIDE + quarter * BLOCK, BLOCK)
+                p = exp2(score - m)
+                at = own_scales + step * STRIDE + quarter * BLOCK
+                vs, vm = (load(room.scales, at + i * PIECE, BLOCK) for i in range(2))
+                sums[0] += p
+                sums[1] += p * vm
+                ws.append(p * vs)
+            largest = maximum(reduce_max(maximum(maximum(ws[0], ws[1]), maximum(ws[2], ws[3]))), SMALLEST)
+            inverse = splat(float(kind.most) / largest, BLOCK)
+            store(room.units, own * _STRIDES + step, largest * (1 / kind.most))
+            for quarter, w in enumerate(ws):
+                for part, narrow in enumerate(signed_bytes(low_integers(w, inverse), kind.parts)):
+                    at = (own * kind.parts + part) * (PIECE // 4) + step * (STRIDE // 4) + quarter * (BLOCK // 4)
+                    store(room.words, at, bitcast(narrow, i32))
+        store(room.parts, record, m)
+        for i, acc in enumerate(sums):
+            store(room.parts, record + (1 + i) * NUM_LANES, acc.get())
+
+
+def _gather(item: Item, piece: Value, shape: Shape, room: Weights, values: Value, block: Value) -> None:
+    """out of the record of the piece = weights times codes, 64 positions at a time."""
+    kind, vectors, size = shape.kind, shape.vectors, STRIDE * NUM_LANES
+    for step in loop(0, _strides(item, piece)):
+        for vector in loop(0, vectors, shape.span):
+            start = (block // _QUARTERS + step) * (vectors * size) + vector * size
+            for slot in loop(0, item.num_slots, shape.tile):
+                queries = item.queries(slot, shape.tile)
+                accs = [[_Sums(shape.span, kind.parts) for _ in range(kind.per_byte)] for _ in queries]
+                own = item.first_slot + slot
+                for quad in loop(0, STRIDE // 4):
+                    stored = [
+                        _fetch(values, start + i * size + quad * (4 * NUM_LANES), shape.span * size)
+                        for i in range(shape.span)
+                    ]
+                    codes = [[_code(v, i, kind) for v in stored] for i in range(kind.per_byte)]
+                    for h, acc in enumerate(accs):
+                        for part in range(kind.parts):
+                            at = ((own + h) * kind.parts + part) * (PIECE // 4) + step * (STRIDE // 4) + quad
+                            word = load(room.words, at)
+                            for i in range(kind.per_byte):
+                                acc[i].add(part, codes[i], word, kind)
+                for h, (query, acc) in enumerate(zip(queries, accs, strict=True)):
+                    unit = splat(load(room.units, (own + h) * _STRIDES + step), NUM_LANES)
+                    first = item.part(slot + h, query, piece) + (1 + NUM_SUMS) * NUM_LANES
+                    for i in range(kind.per_byte):
+                        for j, found in enumerate(acc[i].values()):
+                            at = first + ((vector + j) * kind.per_byte + i) * NUM_LANES
+                            store(room.parts, at, load(room.parts, at, NUM_LANES) + found * unit)
 
 
 def _fetch(codes: Value, at: Value, ahead: int) -> Value:
@@ -317,74 +426,32 @@ def _code(stored: Value, i: int, kind: Codes) -> Value:
 
 
 @dataclass(frozen=True)
-class Output:
-    """Where the sums of a task's heads stand in y."""
+class CodesRoom(Room):
+    """And what the weights of a piece become.
 
-    y: Value
-    target: Value
-    head_dim: int
+    weights  i8 [TASKS, queries of a block, parts, PIECE]
+    units    f32 [TASKS, queries of a block, PIECE / 64]     the values of 1
+    scales   f32 [TASKS, 2, PIECE]                           scales and minima of values
+    """
 
-    def at(self, head: int, column: Value | int) -> Value:
-        return self.target + column + head * self.head_dim
-
-
-def _accumulate(
-    output: Output,
-    corrections: list[Value],
-    units: list[Value],
-    weights: Value,
-    first: Value,
-    values: Value,
-    block: Value,
-    sums: int,
-    kind: Codes,
-) -> None:
-    """out = out * c + (w . codes) * u in place, for all columns of all heads."""
-    tile, head_dim = len(units), output.head_dim
-    width = NUM_LANES * kind.per_byte  # columns that a vector of bytes holds
-    vectors = kind.value_columns(head_dim) // width
-    whole = head_dim // width
-    span = largest_divisor(whole, sums // (tile * kind.parts * kind.per_byte)) if whole else 1
-
-    def add(vector: Value | int, count: int) -> None:
-        accs = [[_Sums(count, kind.parts) for _ in range(kind.per_byte)] for _ in range(tile)]
-        start = block // _QUARTERS * (vectors * STRIDE * NUM_LANES) + vector * (STRIDE * NUM_LANES)
-        for quad in loop(0, STRIDE // 4):
-            stored = [
-                _fetch(values, start + i * (STRIDE * NUM_LANES) + quad * (4 * NUM_LANES), vectors * STRIDE * NUM_LANES)
-                for i in range(count)
-            ]
-            codes = [[_code(v, i, kind) for v in stored] for i in range(kind.per_byte)]
-            for h in range(tile):
-                for part in range(kind.parts):
-                    word = load(weights, ((first + h) * kind.parts + part) * (STRIDE // 4) + quad)
-                    for i in range(kind.per_byte):
-                        accs[h][i].add(part, codes[i], word, kind)
-        for h in range(tile):
-            for i in range(kind.per_byte):
-                for j, found in enumerate(accs[h][i].values()):
-                    column = (j * kind.per_byte + i) * NUM_LANES
-                    known = head_dim if isinstance(vector, Value) else head_dim - vector * width
-                    lanes = min(NUM_LANES, known - column)
-                    if lanes > 0:
-                        at = output.at(h, vector * width + column)
-                        out = load(output.y, at, lanes) * _front(corrections[h], lanes)
-                        store(output.y, at, out + _front(found * units[h], lanes))
-
-    if whole:
-        for vector in loop(0, whole, span):
-            add(vector, span)
-    if whole < vectors:
-        add(whole, vectors - whole)
+    weights: np.ndarray
+    units: np.ndarray
+    scales: np.ndarray
 
 
-def _front(v: Value, lanes: int) -> Value:
-    """The first lanes of a vector."""
-    return v if lanes == v.type.lanes else shuffle(v, v, range(lanes))
+# (queries of a tile, sums of 16 lanes a tile keeps in registers)
+TILES = {"avx512": (8, 16), "avxvnni": (2, 4), "avx2": (2, 4), "portable": (2, 4)}
 
 
-# (query heads a task takes together, which share the loads of K and V; sums of 16 lanes kept in registers)
-TILES = {"avx512": (4, 8), "avxvnni": (2, 4), "avx2": (2, 4), "portable": (2, 4)}
+def allocate(cache: Cache, rows: int, heads: int) -> CodesRoom:
+    """Room for steps of at most `rows` rows over caches of this shape."""
+    codes, group = CODES[cache.kind], heads // cache.kv_heads
+    cut = cut_for(rows, group, cache.keys.shape[1] * BLOCK)
+    room = allocate_room(cut, heads, cache.kv_heads, NUM_SUMS, codes.value_columns(cache.head_dim))
+    queries = (TASKS, cut.rows * group)
+    weights, units = aligned((*queries, codes.parts, PIECE), np.int8), aligned((*queries, _STRIDES), np.float32)
+    scales = aligned((TASKS, 2, PIECE), np.float32)
+    return CodesRoom(cut, room.scores, room.parts, weights, units, scales)
 
 
 def bind(
@@ -394,15 +461,17 @@ def bind(
     state: np.ndarray,
     *,
     heads: int,
+    room: CodesRoom | None = None,
     scale: float | None = None,
     isa: str | None = None,
     tile: int | None = None,
     sums: int | None = None,
-) -> Step:
+) -> list[Step]:
     """y = attention of rows 0 .. state[0] - 1, which stand at positions state[1] + row of the cache.
 
     queries      of rope_codes.bind, the step before
     y            f32 [rows, stride]     heads side by side
+    room         of `allocate`; default: one for all rows of y
     scale        factor of the scores   default 1 / sqrt(D)
     tile, sums   change the speed, never the result
     Raises KernelError when shapes disagree.
@@ -415,11 +484,21 @@ def bind(
         )
     check_queries(queries, cache, len(y), heads)
     check_state(state)
+    room = room or allocate(cache, len(y), heads)
+    kind, cut = CODES[cache.kind], room.cut
     wanted, registers = TILES.get(targets.choose(isa).isa, TILES["portable"])
-    tile = tile or largest_divisor(heads // kv_heads, wanted)
+    tile = tile_for(cut, heads // kv_heads, tile or wanted)
+    vectors = (sums or registers) // (tile * kind.parts)
     args = dict(query_codes=queries.codes.view(np.int32), query_scales=queries.scales)
-    args |= dict(weights=queries.weights.view(np.int32), keys=cache.keys, values=cache.values)
-    args |= dict(key_scales=cache.key_scales, value_scales=cache.value_scales, y=y, state=state)
-    args |= dict(y_stride=y.shape[1], blocks=cache.keys.shape[1], scale=head_dim**-0.5 if scale is None else scale)
-    static = dict(heads=heads, kv_heads=kv_heads, head_dim=head_dim, kind=cache.kind)
-    return Step(attention_codes.bind(args, isa, **static, tile=tile, sums=sums or registers), heads // tile, 1)
+    args |= dict(keys=cache.keys, values=cache.values, key_scales=cache.key_scales, value_scales=cache.value_scales)
+    args |= dict(scores=room.scores, weights=room.weights.view(np.int32), units=room.units)
+    args |= dict(wide_scales=room.scales, parts=room.parts)
+    args |= dict(y=y, state=state, y_stride=y.shape[1], blocks=cache.keys.shape[1], pieces=cut.pieces)
+    args |= dict(scale=factor(scale, head_dim))
+    static = dict(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rows=cut.rows, split=cut.split, kind=cache.kind)
+    static |= dict(tile=tile, together=largest_divisor(_QUARTERS, vectors))
+    static |= dict(span=largest_divisor(cache.values.shape[2], vectors // kind.per_byte))
+    step = Step(attention_codes.bind(args, isa, **static), TASKS, 0)
+    if not cut.split:
+        return [step]
+    return [step, bind_merge(room, y, state, heads=heads, head_dim=head_dim, num_sums=NUM_SUMS, isa=isa)]

@@ -31,7 +31,7 @@ from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import round_up
 
 BLOCK = rope.BLOCK  # positions of a key word row
-STRIDE = 64  # positions attention takes at a time; codes are allocated in such blocks
+STRIDE = rope.STRIDE  # positions whose attention weights share a value of 1; caches grow by it
 F16_LIMIT = 65504.0  # keys and values are held at it, and NaN counts as 0
 QUERY_LIMIT = 1e20  # queries likewise: their scores stay finite, and no float without an integer is ever converted
 
@@ -103,12 +103,10 @@ class Queries:
 
     codes     i8 [rows, heads, parts, columns]   rotated queries as integers; of two parts the high bytes come first
     scales    f32 [rows, heads, 2]               the value of 1, and the sum of the row's integers
-    weights   i8 [rows, heads, parts, 64]        room for the weights of a block of positions
     """
 
     codes: np.ndarray
     scales: np.ndarray
-    weights: np.ndarray
 
 
 def allocate(kind: str, kv_heads: int, context: int, head_dim: int) -> Cache:
@@ -140,7 +138,6 @@ def allocate_queries(kind: str, rows: int, heads: int, head_dim: int) -> Queries
     return Queries(
         aligned((rows, heads, parts, columns), np.int8),
         aligned((rows, heads, 2), np.float32),
-        aligned((rows, heads, parts, STRIDE), np.int8),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from lutra.compiler.launch import Step
 from lutra.kernels import attention, attention_codes, rope, rope_codes
 from lutra.kernels.cache import CODES, Cache, Queries, allocate_queries
+from lutra.kernels.pieces import Room
 
 
 def queries_for(kind: str, rows: int, heads: int, head_dim: int) -> Queries | None:
@@ -26,9 +27,16 @@ def bind_store(
     return rope_codes.bind(qkv, cache, queries, cos, sin, state, **options)
 
 
+def room_for(cache: Cache, rows: int, heads: int) -> Room:
+    """The room that attention of at most `rows` rows over caches of this shape works in."""
+    if cache.kind in CODES:
+        return attention_codes.allocate(cache, rows, heads)
+    return attention.allocate(cache.keys, rows, heads)
+
+
 def bind_attention(
     qkv: np.ndarray, cache: Cache, queries: Queries | None, y: np.ndarray, state: np.ndarray, **options: Any
-) -> Step:
+) -> list[Step]:
     """y = attention over what `bind_store` stored; arguments as for attention.bind."""
     if queries is None:
         return attention.bind(qkv, cache.keys, cache.values, y, state, **options)

@@ -4,7 +4,7 @@ Reads rows of `q heads | k heads | v heads`, optionally normalises each q and k 
 half-rotation order of Hugging Face (element i pairs with i + head_dim / 2), writes the queries back in place, and
 keys and values into the cache of one layer.  One task is one row and one key/value head with its group of queries.
 
-Cache layout, C = context padded to 16, D = head_dim:
+Cache layout, C = context padded to 64, D = head_dim:
     keys     [kv_heads, C / 16, D, 16]       sixteen positions lie side by side, as attention's lanes
     values   [kv_heads, C, D padded to 16]
 in f32, or in f16 or bf16: rounded to even on the way in, held at their largest numbers, and 0 for NaN, so that all a
@@ -45,6 +45,7 @@ from lutra.kernels.buffers import aligned, check_state
 from lutra.kernels.norm import rms_norm_spec
 
 BLOCK = 16  # positions side by side in the key cache
+STRIDE = 64  # positions a cache grows by: attention reads some blocks together
 # name -> (element type, what numbers are held at)
 FLOATS: dict[str, tuple[DType, float]] = {
     "f16": (f16, 65504.0),
@@ -55,7 +56,7 @@ FLOATS: dict[str, tuple[DType, float]] = {
 
 def allocate_cache(kv_heads: int, context: int, head_dim: int, dtype: str = "f16") -> tuple[np.ndarray, np.ndarray]:
     """Zeroed keys and values of one layer for at least `context` positions; shapes as in the module's docstring."""
-    blocks = -(-context // BLOCK)
+    blocks = -(-context // STRIDE) * (STRIDE // BLOCK)
     numpy = _dtype(dtype).numpy
     return aligned((kv_heads, blocks, head_dim, BLOCK), numpy), aligned(
         (kv_heads, blocks * BLOCK, padded(head_dim)), numpy

@@ -229,8 +229,13 @@ def integers(v: Value, inverse: Value) -> Value:
     return convert(round_even(v * inverse), i32)
 
 
+def low_integers(v: Value, inverse: Value) -> Value:
+    """i32 whose lowest 22 bits are those of `integers`: adding 1.5 * 2**23 leaves a whole number there."""
+    return bitcast(v * inverse + 12582912.0, i32)
+
+
 def signed_bytes(whole: Value, parts: int) -> list[Value]:
-    """The bytes of integers as cache.integers_spec cuts them, the highest first."""
+    """The bytes of integers as cache.integers_spec cuts them, the highest first; bits above theirs do not matter."""
     low = convert(whole, i8)
     return [low] if parts == 1 else [convert((whole + 128) >> 8, i8), low]
 
@@ -329,7 +334,7 @@ def check_queries(queries: Queries, cache: Cache, rows: int, heads: int) -> None
     """Raise KernelError unless the room for queries is that of cache.allocate_queries."""
     codes = CODES[cache.kind]
     wanted = (heads, codes.parts, len(chunks(cache.head_dim)) * NUM_LANES)
-    rooms = (queries.codes, queries.scales, queries.weights)
+    rooms = (queries.codes, queries.scales)
     if queries.codes.shape[1:] != wanted or min(map(len, rooms)) < rows:
         raise KernelError(
             f"expected room for {rows} rows of {wanted} queries, got {queries.codes.shape}; make it with "

@@ -15,6 +15,8 @@ from lutra.compiler.launch import Step
 from lutra.kernels import activations, adapt, argmax, choose, embed, kv, matmul_trit, norm
 from lutra.kernels.activations import Activations
 from lutra.kernels.buffers import aligned
+from lutra.kernels.cache import Cache
+from lutra.kernels.pieces import Room
 from lutra.kernels.tiles import TiledWeight
 from lutra.model.buffers import Buffers
 from lutra.model.config import ModelConfig
@@ -65,9 +67,10 @@ class Recorder:
             for linear in linears:
                 steps.append(self._matmul(linear, self.scratch.of(linear.weight, b.residual), b.qkv, b.state, "store"))
         norms: dict[str, Any] = {"q_norm": layer.q_norm, "k_norm": layer.k_norm, "eps": c.norm_eps}
-        options = {"heads": c.num_heads, "isa": self.isa}
+        options: dict[str, Any] = {"heads": c.num_heads, "isa": self.isa}
         steps.append(kv.bind_store(b.qkv, cache, b.queries, b.cos, b.sin, b.state, **options, **norms))
-        steps.append(kv.bind_attention(b.qkv, cache, b.queries, b.attended, b.state, **options))
+        options["room"] = self.scratch.room(cache, self.rows, c.num_heads)
+        steps += kv.bind_attention(b.qkv, cache, b.queries, b.attended, b.state, **options)
         return steps + self._project(layer.o, b.attended, layer.attn_sub_norm)
 
     def _feed_forward(self, layer: LayerWeights) -> list[Step]:
@@ -149,6 +152,7 @@ class Scratch:
     def __init__(self, rows: int):
         self.rows = rows
         self._buffers: dict[Any, Source] = {}
+        self._rooms: dict[Any, Room] = {}
 
     @staticmethod
     def kind(weight: TiledWeight) -> Any:
@@ -173,6 +177,13 @@ class Scratch:
         buffer = self._buffers[key]
         assert isinstance(buffer, np.ndarray)
         return buffer
+
+    def room(self, cache: Cache, rows: int, heads: int) -> Room:
+        """What attention of at most `rows` rows works in."""
+        key = (cache.kind, cache.keys.shape, rows, heads)
+        if key not in self._rooms:
+            self._rooms[key] = kv.room_for(cache, rows, heads)
+        return self._rooms[key]
 
     def _allocate(self, weight: TiledWeight, x: np.ndarray) -> Source:
         if weight.format is None:

@@ -58,7 +58,7 @@ def test_lookup_uses_tbl(isa):
 
 @pytest.mark.parametrize("isa", ["i8mm", "neon"])
 def test_multiply_and_add_stay_two_roundings(isa):
-    static = dict(heads=4, kv_heads=2, head_dim=64, tile=2, span=1, cache_dtype="f16")
+    static = dict(heads=4, kv_heads=2, head_dim=64, rows=1, tile=2, together=1, span=1, split=True, cache_dtype="f16")
     assembly = cross_compile(ATTENTION["f16"].trace(**static), TARGETS[isa], "kernel").assembly
     assert "fmul" in assembly and "fmla" not in assembly and "fmadd" not in assembly
     assert "fcvtl" in assembly  # f16 by the instruction, not by shifts

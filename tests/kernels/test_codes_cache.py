@@ -6,13 +6,12 @@ import pytest
 from lutra.compiler import targets
 from lutra.errors import KernelError
 from lutra.kernels import attention, attention_codes, rope, rope_codes
-from lutra.kernels.attention_codes import attention_codes as attention_kernel
 from lutra.kernels.attention_codes import attention_spec, keys_of, values_of
 from lutra.kernels.cache import CODES, allocate, allocate_queries, position_bytes, quantize_spec
 from lutra.kernels.rope_codes import rope_store_codes, rope_store_spec
 
 ISAS = [target.isa for target in targets.available()]
-CONTEXT = 150
+CONTEXT = 350
 # heads, kv_heads, head_dim
 SHAPES = [(4, 2, 8), (3, 3, 6), (4, 2, 80), (4, 1, 100)]
 
@@ -40,8 +39,8 @@ def attend(cache, queries, rows: int, position: int, heads: int, isa=None, **opt
     """y [rows, heads, D]"""
     y = np.zeros((rows, heads * cache.head_dim), "f4")
     state = np.array([rows, position, 0, 0], "i8")
-    step = attention_codes.bind(queries, cache, y, state, heads=heads, isa=isa, **options)
-    step.launch.run(0, step.count(rows))
+    for step in attention_codes.bind(queries, cache, y, state, heads=heads, isa=isa, **options):
+        step.launch.run(0, step.count(rows))
     return y.reshape(rows, heads, cache.head_dim)
 
 
@@ -77,7 +76,7 @@ def test_every_isa_equals_the_specification(heads, kv_heads, head_dim, kind, isa
     rope_store_spec(*want, *tables(head_dim), 3, heads, **options)
     fill(qkv, cache, queries, 3, heads, isa, **options)
     assert contents(qkv, cache, queries) == contents(*want)
-    for position in (0, 62, 70):  # queries of other positions do as well
+    for position in (0, 62, 70, 250):  # queries of other positions do as well, and so does an empty cache
         y = attend(cache, queries, 3, position, heads, isa)
         assert y.tobytes() == attention_spec(queries, cache, 3, position, heads).tobytes()
 
@@ -108,23 +107,24 @@ def test_interpreter_stays_in_bounds_and_agrees(kind):
     rope_store_codes.interpret(step.launch.args, step.count(2), qk_norm=False, **static)
     assert contents(qkv, cache, queries) == contents(*want)
     y = np.zeros((2, heads * head_dim), "f4")
-    step = attention_codes.bind(queries, cache, y, state, heads=heads, tile=2, sums=4)
-    attention_kernel.interpret(step.launch.args, step.count(2), tile=2, sums=4, **static)
+    for step in attention_codes.bind(queries, cache, y, state, heads=heads, tile=2, sums=4):
+        step.launch.interpret(step.count(2))
     assert y.tobytes() == attention_spec(queries, cache, 2, 63, heads).tobytes()
 
 
 @pytest.mark.parametrize("kind", CODES)
-def test_tiles_and_chunks_leave_the_bits_alone(kind):
+@pytest.mark.parametrize("position", [30, 220])
+def test_tiles_and_chunks_leave_the_bits_alone(kind, position):
     whole = make(kind, 80, 4, 1, 64)
-    fill(*whole, 30, 4)
-    want = attend(*whole[1:], 80, 30, 4)
-    for tile, sums in ((1, 1), (2, 8), (4, 32)):
-        assert attend(*whole[1:], 80, 30, 4, tile=tile, sums=sums).tobytes() == want.tobytes()
+    fill(*whole, position, 4)
+    want = attend(*whole[1:], 80, position, 4)
+    for tile, sums in ((1, 1), (2, 8), (4, 32), (16, 64)):
+        assert attend(*whole[1:], 80, position, 4, tile=tile, sums=sums).tobytes() == want.tobytes()
     qkv, cache, queries = make(kind, 80, 4, 1, 64)
     parts = []
-    for begin, end in ((0, 1), (1, 40), (40, 80)):
-        fill(qkv[begin:end].copy(), cache, queries, 30 + begin, 4)
-        parts.append(attend(cache, queries, end - begin, 30 + begin, 4))
+    for begin, end in ((0, 1), (1, 8), (8, 40), (40, 80)):
+        fill(qkv[begin:end].copy(), cache, queries, position + begin, 4)
+        parts.append(attend(cache, queries, end - begin, position + begin, 4))
     assert np.concatenate(parts).tobytes() == want.tobytes()
 
 
