@@ -165,7 +165,7 @@ def test_attention(emulator, dtype, isa):
     keys, values = rope.allocate_cache(KV_HEADS, CONTEXT, HEAD_DIM, dtype)
     keys[:], values[..., :HEAD_DIM] = random_floats(*keys.shape), random_floats(*values.shape[:2], HEAD_DIM)
     q, y = random_floats(ROWS, HEADS * HEAD_DIM), aligned((ROWS, HEADS * HEAD_DIM), np.float32)
-    step = attention.bind(q, keys, values, y, state(ROWS, 13), heads=HEADS, tile=2, span=1)
+    (step,) = attention.bind(q, keys, values, y, state(ROWS, 13), heads=HEADS, tile=2, sums=2)
     check(emulator, step, ROWS, isa)
 
 
@@ -186,4 +186,4 @@ def codes_steps(kind: str) -> tuple[Step, Step]:
     cos, sin = random_floats(CONTEXT, HEAD_DIM // 2), random_floats(CONTEXT, HEAD_DIM // 2)
     y = aligned((ROWS, HEADS * HEAD_DIM), np.float32)
     store = rope_codes.bind(qkv, held, queries, cos, sin, state(ROWS, 13), heads=HEADS)
-    return store, attention_codes.bind(queries, held, y, state(ROWS, 13), heads=HEADS, tile=2, sums=4)
+    return store, *attention_codes.bind(queries, held, y, state(ROWS, 13), heads=HEADS, tile=2, sums=4)
