@@ -42,7 +42,7 @@ def widen(name: str, stored: np.ndarray) -> np.ndarray:
     [1.0, 448.0, -0.001953125]
     """
     if name == "e8m0":
-        return np.asarray(np.ldexp(np.float32(1), stored.astype(np.int32) - 127), np.float32)
+        return np.maximum(stored.astype(np.uint32) << 23, 1 << 22).view(np.float32)  # 2**-127 is subnormal
     if name == "e4m3":
         stored = stored.view(ml_dtypes.float8_e4m3fn)
     return stored.astype(np.float32)

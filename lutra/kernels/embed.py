@@ -1,7 +1,7 @@
 """One row of the embedding table, read from tile order: x[row] = table[tokens[row]].  One task is one row.
 
 The table may be the tied head's weight, so it lies in that matmul's order and is in memory once.  Meaning: the value of
-QTensor.dequantize, scale * (code - zero - zeros) + min, each operation rounded to f32; dense tables widen exactly.
+QTensor.dequantize, scale * (level - zero - zeros) + min, each operation rounded to f32; dense tables widen exactly.
 Columns of x beyond K are not written.  Token ids must lie in the table; the caller checks them.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from lutra.compiler.kernel import kernel
 from lutra.compiler.language import (
+    Operand,
     Pointer,
     Value,
     bitcast,
@@ -23,7 +24,9 @@ from lutra.compiler.language import (
     i32,
     i64,
     load,
+    lookup,
     loop,
+    shuffle,
     splat,
     store,
     u8,
@@ -32,7 +35,10 @@ from lutra.compiler.language import (
 from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.format import Format
+from lutra.formats.qtensor import BESIDE
 from lutra.kernels import embed_trit
+from lutra.kernels.beside import Beside, Row, stored_chunk
+from lutra.kernels.levels import Levels, join, levels_of
 from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
 from lutra.kernels.tiles_lut import TILE
 from lutra.kernels.unpack import load_as, take_quad
@@ -66,6 +72,8 @@ def embed_codes(
     scales: Pointer[u8],
     zeros: Pointer[u8],
     mins: Pointer[u8],
+    super_scales: Pointer[u8],
+    super_mins: Pointer[u8],
     tokens: Pointer[i64],
     x: Pointer[f32],
     chunks: i64,
@@ -84,13 +92,15 @@ def embed_codes(
     tail          K % 32
     """
     token = load(tokens, task)
-    row = Row(codes, scales, zeros, mins, token, chunks, format, QUAD_CODES[order])
+    beside = Beside(scales, zeros, mins, super_scales, super_mins, chunks, format)
+    row = TableRow(codes, token, chunks, format, beside, levels_of(format, False), QUAD_CODES[order])
     start = task * x_stride
     for chunk in loop(0, whole_chunks):
-        for quad in range(QUADS):
-            store(x, start + (chunk * CHUNK + 4 * quad), row.values(chunk, quad))
+        for quad, four in enumerate(row.values(chunk)):
+            store(x, start + (chunk * CHUNK + 4 * quad), four)
+    last = row.values(whole_chunks) if tail else []
     for k in range(tail):
-        store(x, start + (whole_chunks * CHUNK + k), extract(row.values(whole_chunks, k // 4), k % 4))
+        store(x, start + (whole_chunks * CHUNK + k), extract(last[k // 4], k % 4))
 
 
 def mad_codes(codes: Value, token: Value, chunks: Value, chunk: Value, quad: int, bits: int) -> Value:
@@ -119,37 +129,54 @@ QUAD_CODES = {"mad": mad_codes, "lut": lut_codes}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a quantised table: pointers, which row, what its bits mean, and how to find them."""
+class TableRow:
+    """One row of a quantised table: its codes, what they mean, what stands beside them, and how to find a quad."""
 
     codes: Value
-    scales: Value
-    zeros: Value
-    mins: Value
     token: Value
     chunks: Value
     format: Format
+    beside: Beside
+    levels: Levels
     quad_codes: Callable[..., Value]
 
-    def values(self, chunk: Value, quad: int) -> Value:
-        """f32x4: weights 4 * quad .. 4 * quad + 3 of a chunk."""
-        f = self.format
-        group = self.sidecar_index(chunk, quad)
-        level = convert(self.quad_codes(self.codes, self.token, self.chunks, chunk, quad, f.bits), i32) - f.zero
-        if f.offset == "zeros":
-            level = level - splat(convert(load(self.zeros, group), i32), 4)
-        value = convert(level, f32) * splat(convert(load_as(self.scales, group, f.scale_dtype), f32), 4)
-        if f.offset == "mins":
-            value = value + splat(convert(load_as(self.mins, group, f.scale_dtype), f32), 4)
-        return value
+    def values(self, chunk: Value) -> list[Value]:
+        """f32x4 for each quad of a chunk: the sum over the terms, then the min."""
+        values = self.term(chunk, 0)
+        for term in range(1, self.format.terms):
+            values = [value + more for value, more in zip(values, self.term(chunk, term), strict=True)]
+        if self.format.offset != "mins":
+            return values
+        return [value + splat(self.beside.low(self.row, self.group(chunk, q)), 4) for q, value in enumerate(values)]
 
-    def sidecar_index(self, chunk: Value, quad: int) -> Value:
-        """Where the scale of a quad's group stands; both orders keep it by pairs."""
+    def term(self, chunk: Value, term: int) -> list[Value]:
+        """f32x4 for each quad: (level - zero) * scale of one term."""
+        products = []
+        for quad, biased in enumerate(self.bytes(chunk, term)):
+            group = self.group(chunk, quad)
+            level = convert(biased, i32) - self.levels.bias
+            if self.format.offset == "zeros":
+                level = level - splat(self.beside.zero(self.row, group), 4)
+            products.append(convert(level, f32) * splat(self.beside.scale(self.row, group, term), 4))
+        return products
+
+    def bytes(self, chunk: Value, term: int) -> list[Value]:
+        """u8x4 for each quad: levels plus their bias.  A whole chunk is looked up at once."""
+        stored = stored_chunk(self.format, self.chunks, chunk, self.group(chunk, 0), term)
+        chunks, bits = self.chunks * self.format.terms, self.format.bits
+        quads = [self.quad_codes(self.codes, self.token, chunks, stored, quad, bits) for quad in range(QUADS)]
+        if self.levels.table is None:
+            return quads
+        found = lookup(self.levels.table, join(quads))
+        return [shuffle(found, found, range(4 * quad, 4 * quad + 4)) for quad in range(QUADS)]
+
+    @property
+    def row(self) -> Row:
+        return Row(self.token // PAIR, self.token % PAIR, 1)
+
+    def group(self, chunk: Value, quad: int) -> Operand:
         size = self.format.group_size
-        if size == 0:
-            return self.token
-        group = (chunk * CHUNK + 4 * quad) // size
-        return ((self.token // PAIR) * (self.chunks * CHUNK // size) + group) * PAIR + self.token % PAIR
+        return (chunk * CHUNK + 4 * quad) // size if size else 0
 
 
 def bind(table: TiledWeight, tokens: np.ndarray, x: np.ndarray, *, isa: str | None = None) -> Step:
@@ -173,7 +200,7 @@ def bind(table: TiledWeight, tokens: np.ndarray, x: np.ndarray, *, isa: str | No
         return embed_trit.bind(table, tokens, x, isa=isa)
     if table.order not in QUAD_CODES:
         raise KernelError(f"expected a table in mad, lut, trit5 or dense order, got {table.order}; use tile_mad")
-    sidecars = dict(scales=table.scales, zeros=table.zeros, mins=table.mins)
+    sidecars = {name: getattr(table, name) for name in BESIDE}
     sizes = dict(chunks=table.padded_k // CHUNK, whole_chunks=table.k // CHUNK)
     launch = embed_codes.bind(
         {**common, **sidecars, **sizes}, isa, format=table.format, order=table.order, tail=table.k % CHUNK

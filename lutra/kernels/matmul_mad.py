@@ -12,8 +12,9 @@ Bounds: a group's int32 sum holds while 127 * 255 * group < 2**31: K < 66,000 in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -44,16 +45,15 @@ from lutra.errors import KernelError
 from lutra.formats.format import Format
 from lutra.kernels import activations, tuned
 from lutra.kernels.activations import Activations
+from lutra.kernels.beside import Beside, Row, stored_chunk
 from lutra.kernels.buffers import check_state
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
+from lutra.kernels.levels import Codes, levels_of
 from lutra.kernels.plan import Plan
-from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
-from lutra.kernels.unpack import has_one_field, load_as, quad_in_place, take_quad
+from lutra.kernels.tiles import CHUNK, ROWS, TiledWeight
 
 VECTOR = 4 * ROWS  # bytes: one packed word of 16 rows
 QUADS = CHUNK // 4  # operands in a chunk, each meeting 4 activations
-
-Codes = tuple[Value, int]  # codes of a quad times 2**power, u8x64, and the power
 
 
 @kernel
@@ -62,6 +62,8 @@ def matmul_mad(
     scales: Pointer[u8],
     zeros: Pointer[u8],
     mins: Pointer[u8],
+    super_scales: Pointer[u8],
+    super_mins: Pointer[u8],
     xq: Pointer[i8],
     xs: Pointer[f32],
     sums: Pointer[i32],
@@ -88,7 +90,7 @@ def matmul_mad(
     pair = task // blocks
     rows = [(task % blocks) * tile_m + m for m in range(tile_m)]
     x = X(xq, xs, sums, [r * xq_stride for r in rows], [r * xs_stride for r in rows], [r * sums_stride for r in rows])
-    w = W(codes, scales, zeros, mins, pair, chunks, format)
+    w = W(codes, pair, chunks, format, Beside(scales, zeros, mins, super_scales, super_mins, chunks, format))
     with when(pair < pairs):
         passes = [multiply(w, x, range(t, t + plan.tiles), plan) for t in range(0, 2, plan.tiles)]
         for m, row in enumerate(rows):
@@ -120,19 +122,17 @@ class X:
 
 @dataclass(frozen=True)
 class W:
-    """A pair of row tiles of the weight: pointers, which pair, and what its bits mean."""
+    """A pair of row tiles of the weight: its codes, which pair, what its bits mean, and the scales beside them."""
 
     codes: Value
-    scales: Value
-    zeros: Value
-    mins: Value
     pair: Value
     chunks: Value
     format: Format
+    beside: Beside
 
-    def words(self, tiles: range, chunk: Value, ahead: Sequence[tuple[int, int]]) -> list[list[Value]]:
+    def words(self, tiles: range, chunk: Operand, ahead: Sequence[tuple[int, int]]) -> list[list[Value]]:
         """Packed words [tile][word] of a chunk, read in the order they lie in memory: u32x16, one row a lane."""
-        start = (self.pair * self.chunks + chunk) * (self.format.bits * 2 * VECTOR)
+        start = (self.pair * (self.chunks * self.format.terms) + chunk) * (self.format.bits * 2 * VECTOR)
         words: list[list[Value]] = [[] for _ in tiles]
         for word in range(self.format.bits):
             for side, tile in enumerate(tiles):
@@ -142,18 +142,15 @@ class W:
                 words[side].append(bitcast(load(self.codes, at, VECTOR), u32))
         return words
 
-    def sidecar(self, pointer: Value, dtype: str, tile: int, group: Operand) -> Value:
-        """Scales, zeros or mins of 16 rows for one group."""
-        size = self.format.group_size
-        num_groups = self.chunks * CHUNK // size if size else 1
-        return load_as(pointer, (self.pair * num_groups + group) * PAIR + tile * ROWS, dtype, ROWS)
+    def rows(self, tile: int) -> Row:
+        return Row(self.pair, tile * ROWS, ROWS)
 
 
 class Sums:
-    """int32 sums of one group: [row of activations][row tile][power][partial]; a partial holds its sum times 2**power.
+    """int32 sums of one term in one group: [row of activations][row tile][power][partial].
 
-    The first partial of power 0 starts at `starts[row]`, minus what the constant zero takes from every code; the others
-    at 0.  `accumulators` are shared out to the powers.
+    A partial holds its sum times 2**power.  The first partial of power 0 starts at `starts[row]`, minus what the bias
+    adds to every level; the others at 0.  `accumulators` are shared out to the powers.
     """
 
     def __init__(self, starts: list[Value], tiles: int, powers: Sequence[int], accumulators: int):
@@ -166,13 +163,13 @@ class Sums:
             for start in starts
         ]
 
-    def add(self, m: int, side: int, codes: list[Codes], fours: list[Value], bits: int) -> None:
+    def add(self, m: int, side: int, codes: list[Codes], fours: list[Value], bound: int) -> None:
         """Add the dot products of codes and activations, quad by quad, dealt to the partials in turn."""
         for power, parts in self.parts[m][side].items():
             ours = [(code, four) for (code, found), four in zip(codes, fours, strict=True) if found == power]
             for i, part in enumerate(parts):
                 if dealt := ours[i :: len(parts)]:
-                    part.set(dot4_sum(part, dealt, bound=(2**bits - 1) << power))
+                    part.set(dot4_sum(part, dealt, bound=bound << power))
 
     def total(self, m: int, side: int) -> Value:
         """The sum of all partials; the bits that a shift loses are 0."""
@@ -189,40 +186,48 @@ def _add_up(parts: list[Value]) -> Value:
 
 
 def multiply(w: W, x: X, tiles: range, plan: Plan) -> list[list[Value]]:
-    """f32x16 results [row of activations][tile], groups added in ascending order."""
+    """f32x16 results [row of activations][tile], groups added in ascending order, and in a group its terms."""
     outs = [[var(const(0.0, f32, ROWS)) for _ in tiles] for _ in x.xq_rows]
-    bits, ahead = w.format.bits, plan.ahead
-    in_place = plan.in_place and has_one_field(bits)
-    powers = range(0, 8, bits) if in_place else [0]
+    levels = levels_of(w.format, plan.in_place)
     for group, spans in groups(w.chunks, w.format.group_size, plan.unroll):
-        starts = [splat(x.sum(m, group) * -w.format.zero, ROWS) for m in range(len(outs))]
-        sums = Sums(starts, len(tiles), powers, plan.accumulators)
-        for chunk, quads in spans:
-            words = w.words(tiles, chunk, ahead if quads.start == 0 else [])
-            codes = [[quad_codes(both, quad, bits, in_place) for quad in quads] for both in words]
-            add_chunk(sums, x, codes, bits, chunk, quads)
-        for side, tile in enumerate(tiles):
-            scale_group(outs, sums, w, x, side, tile, group)
+        for term in terms_of(w.format):
+            starts = [splat(x.sum(m, group) * -levels.bias, ROWS) for m in range(len(outs))]
+            sums = Sums(starts, len(tiles), levels.powers, plan.accumulators)
+            for chunk, quads in spans():
+                ahead = plan.ahead if quads.start == 0 else []
+                words = w.words(tiles, stored_chunk(w.format, w.chunks, chunk, group, term), ahead)
+                codes = [[levels.take(both, quad) for quad in quads] for both in words]
+                add_chunk(sums, x, codes, levels.bound, chunk, quads)
+            for side, tile in enumerate(tiles):
+                scale_term(outs, sums, w, x, side, tile, group, term)
+        if w.format.offset == "mins":
+            for side, tile in enumerate(tiles):
+                add_mins(outs, w, x, side, tile, group)
     return [[out.get() for out in row] for row in outs]
+
+
+def terms_of(format: Format) -> Iterator[Operand]:
+    """Each term of a group.  A loop in the machine code too, or the code outgrows the cache of decoded instructions."""
+    yield from loop(0, format.terms) if format.terms > 1 else [0]
 
 
 Spans = Iterator[tuple[Value, range]]
 
 
-def groups(chunks: Value, group_size: int, unroll: int) -> Iterator[tuple[Operand, Spans]]:
-    """Each group of weights along K, with the chunks (and which quads of them) it is made of; makes the loops."""
+def groups(chunks: Value, group_size: int, unroll: int) -> Iterator[tuple[Operand, Callable[[], Spans]]]:
+    """Each group of weights along K, and a function that goes over its chunks, and which quads of them; makes loops."""
     if group_size == 0:
-        yield 0, row_spans(chunks, unroll)
+        yield 0, lambda: row_spans(chunks, unroll)
     elif group_size >= CHUNK:
         per_group = group_size // CHUNK
         for group in loop(0, chunks // per_group):
-            yield group, group_spans(group * per_group, per_group, unroll)
+            yield group, partial(group_spans, group * per_group, per_group, unroll)
     else:
         quads = group_size // 4
         for chunk in loop(0, chunks):
             for part in range(CHUNK // group_size):
                 span = (chunk, range(part * quads, (part + 1) * quads))
-                yield chunk * (CHUNK // group_size) + part, iter([span])
+                yield chunk * (CHUNK // group_size) + part, partial(iter, [span])
 
 
 def row_spans(chunks: Value, unroll: int) -> Spans:
@@ -248,32 +253,34 @@ def group_spans(first: Value, per_group: int, unroll: int) -> Spans:
             yield first + (chunk + i), range(QUADS)
 
 
-def quad_codes(words: list[Value], quad: int, bits: int, in_place: bool) -> Codes:
-    """The codes of a quad times a power of two."""
-    return quad_in_place(words, quad, bits) if in_place else (take_quad(words, quad, bits), 0)
-
-
-def add_chunk(sums: Sums, x: X, codes: list[list[Codes]], bits: int, chunk: Value, quads: range) -> None:
+def add_chunk(sums: Sums, x: X, codes: list[list[Codes]], bound: int, chunk: Value, quads: range) -> None:
     """One dot4 for each quad, row of activations and row tile."""
     for m in range(len(x.xq_rows)):
         fours = [x.quad(m, chunk * CHUNK + 4 * quad) for quad in quads]
         for side, ours in enumerate(codes):
-            sums.add(m, side, ours, fours, bits)
+            sums.add(m, side, ours, fours, bound)
 
 
-def scale_group(outs: list, sums: Sums, w: W, x: X, side: int, tile: int, group: Operand) -> None:
-    """out += f32(sum of (code - zero) * xq) * (scale * x_scale); then the same for the group's minimum."""
-    f = w.format
-    scale = convert(w.sidecar(w.scales, f.scale_dtype, tile, group), f32)
-    zeros = convert(w.sidecar(w.zeros, "u8", tile, group), i32) if f.offset == "zeros" else None
-    low = convert(w.sidecar(w.mins, f.scale_dtype, tile, group), f32) if f.offset == "mins" else None
+def scale_term(outs: list, sums: Sums, w: W, x: X, side: int, tile: int, group: Operand, term: Operand) -> None:
+    """out += f32(sum of (level - zero) * xq) * (scale * x_scale)."""
+    scale = w.beside.scale(w.rows(tile), group, term)
+    zeros = w.beside.zero(w.rows(tile), group) if w.format.offset == "zeros" else None
     for m, row in enumerate(outs):
-        acc, x_scale = sums.total(m, side), x.scale(m, group if f.activation_group else 0)
+        acc = sums.total(m, side)
         if zeros is not None:
             acc = acc - zeros * splat(x.sum(m, group), ROWS)
-        row[side] += convert(acc, f32) * (scale * x_scale)
-        if low is not None:
-            row[side] += splat(convert(x.sum(m, group), f32), ROWS) * (low * x_scale)
+        row[side] += convert(acc, f32) * (scale * x_scale(w, x, m, group))
+
+
+def add_mins(outs: list, w: W, x: X, side: int, tile: int, group: Operand) -> None:
+    """out += f32(sum of xq) * (min * x_scale)."""
+    low = w.beside.low(w.rows(tile), group)
+    for m, row in enumerate(outs):
+        row[side] += splat(convert(x.sum(m, group), f32), ROWS) * (low * x_scale(w, x, m, group))
+
+
+def x_scale(w: W, x: X, m: int, group: Operand) -> Value:
+    return x.scale(m, group if w.format.activation_group else 0)
 
 
 def bind(
@@ -308,6 +315,7 @@ def bind(
     launch = matmul_mad.bind(
         dict(
             codes=weight.codes, scales=weight.scales, zeros=weight.zeros, mins=weight.mins,
+            super_scales=weight.super_scales, super_mins=weight.super_mins,
             xq=x.xq, xs=x.xs, sums=x.sums, bias=bias_or_dummy(bias), y=y, state=state,
             pairs=weight.num_pairs, chunks=weight.padded_k // CHUNK, xq_stride=x.xq.shape[1],
             xs_stride=x.xs.shape[1], sums_stride=x.sums.shape[1], y_stride=y.shape[1], y_column=column,

@@ -76,12 +76,16 @@ def _is_plain(format: Format | None) -> bool:
     return format is not None and format.is_plain
 
 
+def _has_format(format: Format | None) -> bool:
+    return format is not None
+
+
 def _has_few_planes(format: Format | None) -> bool:
     return format is not None and format.storage == "planes" and format.bits <= MAX_BITS and format.is_plain
 
 
 EXTENTS: dict[str, Extent] = {
-    "mad": Extent(PAIR, _is_plain, _packed_columns, _packed_bytes),
+    "mad": Extent(PAIR, _has_format, _packed_columns, _packed_bytes),
     "lut": Extent(TILE, _has_few_planes, _packed_columns, _packed_bytes),
     "trit5": Extent(tiles_trit.TILE, _has_trits, _trit_columns, _trit_bytes),
     "dense": Extent(PAIR, lambda format: format is None, _dense_columns, _dense_bytes),

@@ -27,6 +27,7 @@ from lutra.kernels.plan import plan_for
 from lutra.kernels.tiles import tile_dense, tile_mad
 from lutra.kernels.tiles_lut import tile_lut
 from tests.arm.emulator import ISAS, Emulator
+from tests.formats.parts import random_beside, random_codes
 
 ROWS, N, K = 5, 40, 160
 HEADS, KV_HEADS, HEAD_DIM, CONTEXT = 4, 2, 20, 48
@@ -63,11 +64,7 @@ def random_floats(*shape: int) -> np.ndarray:
 
 def random_weight(format: Format) -> QTensor:
     rng = np.random.default_rng(format.bits)
-    groups = (N, format.num_groups(K))
-    codes = rng.integers(0, format.num_codes, (N, K), dtype=np.uint8)
-    zeros = rng.integers(0, 2**format.bits, groups, dtype=np.uint8) if format.offset == "zeros" else None
-    mins = rng.standard_normal(groups).astype(format.dtype) if format.offset == "mins" else None
-    return QTensor.from_codes(format, codes, rng.standard_normal(groups).astype(format.dtype), zeros, mins)
+    return QTensor.from_codes(format, random_codes(format, N, K, rng), **random_beside(format, N, K, rng))
 
 
 def quantised(format: Format, with_tables: bool = False) -> tuple[Activations, Step]:
@@ -89,6 +86,12 @@ MAD_FORMATS = [
     catalog.planes(7, 64),
     catalog.int8(32),
     catalog.int8(0),
+    catalog.planes(1, 64, terms=3, offset="mins"),
+    catalog.ternary(32, offset="mins", scale_dtype="i8", super_dtype="f32"),
+    catalog.planes(4, 32, offset="mins", scale_dtype="u8", super_dtype="f16"),
+    catalog.table("iq4nl", 32, scale_dtype="bf16"),
+    catalog.table("e2m1", 16, scale_dtype="e4m3", super_dtype="f32", super_group=0),
+    catalog.table("e2m3", 32, scale_dtype="e8m0"),
 ]
 
 

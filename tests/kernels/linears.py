@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from lutra.compiler.launch import Step
-from lutra.formats import catalog, integer
+from lutra.formats import integer
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
-from lutra.kernels import stored
 from lutra.kernels.activations import Activations, allocate
 from tests.formats.parts import random_beside, random_codes
-
-MULTIPLIED = [name for name, format in catalog.FORMATS.items() if stored.EXTENTS["mad"].holds(format)]
 
 
 def random_weight(format: Format, n: int, k: int, seed: int = 0) -> QTensor:

@@ -14,7 +14,7 @@ from lutra.kernels import embed
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import TiledWeight, tile_dense, tile_mad
 from lutra.kernels.tiles_lut import tile_lut
-from tests.kernels.linears import MULTIPLIED, random_weight, run
+from tests.kernels.linears import random_weight, run
 
 ISAS = [target.isa for target in targets.available()]
 TOKENS = np.array([0, 49, 17, 31, 32], np.int64)  # of 50: both tiles of both pairs
@@ -33,7 +33,7 @@ def test_by_hand():
     assert rows_of(tile_mad(w), np.zeros(2, np.int64)).tolist() == [[-0.5, 0.0, 0.5]] * 2
 
 
-@pytest.mark.parametrize("name", MULTIPLIED)
+@pytest.mark.parametrize("name", catalog.FORMATS)
 def test_every_format(name):
     for k in (45, 64):
         w = random_weight(catalog.FORMATS[name], 50, k)
@@ -48,7 +48,10 @@ def test_rows_out_of_lut_order(name):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", ["planes3-g16-f32", "planes4-g32-mins", "planes2-g128-zeros"])
+@pytest.mark.parametrize("name", [
+    "planes3-g16-f32", "planes4-g32-mins", "planes2-g128-zeros", "planes4-g32-mins-u8xf16", "planes1x3-g128-mins",
+    "e2m1-g16-e4m3xf32-row", "e2m3-g32-e8m0", "iq4nl-g32", "ternary-g32-mins-i8xf32", "signx2-row-bf16",
+])  # fmt: skip
 def test_every_instruction_set(name, isa):
     w = random_weight(catalog.find(name), 50, 300)
     assert np.array_equal(rows_of(tile_mad(w), isa=isa), w.dequantize()[TOKENS])
@@ -62,7 +65,8 @@ def test_dense_tables_widen_exactly(dtype, isa):
 
 
 @pytest.mark.parametrize(
-    "name, tile", [("planes3-g64-mins", tile_mad), ("planes7-g16", tile_mad), ("ternary", tile_lut)]
+    "name, tile", [("planes3-g64-mins", tile_mad), ("planes7-g16", tile_mad), ("ternary", tile_lut),
+                   ("nf4-g16-mins-u8xf32-row", tile_mad), ("planes1x4-row-mins", tile_mad)]
 )
 def test_the_interpreter_agrees_and_stays_inside_the_buffers(name, tile):
     step = embed.bind(tile(random_weight(catalog.find(name), 50, 45)), TOKENS, aligned((5, 64), np.float32))

@@ -94,7 +94,10 @@ def test_too_many_weights_to_a_scale():
         stored.check(weight)
 
 
-@pytest.mark.parametrize("name", ["ternary", "planes3-g64-zeros", "planes4-g32-mins"])
+@pytest.mark.parametrize("name", [
+    "ternary", "planes3-g64-zeros", "planes4-g32-mins", "planes1x2-g32", "iq2-g16-u8xf32", "e2m3-g32-e8m0",
+    "e2m1-g16-e4m3xf32-row",
+])  # fmt: skip
 @pytest.mark.parametrize("order", QUANTISED)
 def test_damaged_codes_stay_inside(order, name):
     """Any bytes in the place of codes: the interpreter, which checks every access, and machine code agree."""

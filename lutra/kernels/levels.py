@@ -1,0 +1,74 @@
+"""Codes to the bytes that are multiplied: a code itself, or what a table of levels says, moved above 0.
+
+The first operand of dot4 is unsigned.  A table's levels go up by `bias`, so that the lowest is 0, and the bias comes
+out again with the sum of the activations, as the constant zero of evenly spaced codes does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lutra.compiler.language import Value, bitcast, concat, const, i64, lookup, u8
+from lutra.formats.format import Format
+from lutra.kernels.unpack import has_one_field, quad_in_place, take_quad
+
+TABLE_SIZES = (16, 128)  # bytes that `lookup` takes
+
+Codes = tuple[Value, int]  # levels of a quad, plus bias and times 2**power, u8x64, and the power
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What codes become for dot4.
+
+    table      u8 vector, a level plus bias for each code; None where a code is its own
+    bias       what is in every byte beyond the level
+    bound      the largest byte
+    in_place   codes stay where they stand in a word, times a power of two
+    """
+
+    bits: int
+    table: Value | None
+    bias: int
+    bound: int
+    in_place: bool
+
+    @property
+    def powers(self) -> Sequence[int]:
+        """The powers of two that `take` gives."""
+        return range(0, 8, self.bits) if self.in_place else [0]
+
+    def take(self, words: list[Value], quad: int) -> Codes:
+        """The bytes of weights 4 * quad .. 4 * quad + 3 of a chunk."""
+        if self.in_place:
+            return quad_in_place(words, quad, self.bits)
+        codes = take_quad(words, quad, self.bits)
+        return (codes if self.table is None else lookup(self.table, codes)), 0
+
+
+def levels_of(format: Format, in_place: bool) -> Levels:
+    """The levels of a format; `in_place` where its codes are one field and worth themselves."""
+    bits = format.bits
+    if format.levels == "uniform":
+        return Levels(bits, None, format.zero, 2**bits - 1, in_place and has_one_field(bits))
+    values = format.level_values
+    bias = -int(values.min())
+    return Levels(bits, constant_bytes((values + bias).astype(np.uint8)), bias, int(values.max()) + bias, False)
+
+
+def constant_bytes(values: np.ndarray) -> Value:
+    """A vector of these bytes, filled up with zeros to a size that `lookup` takes: u8x16 or u8x128."""
+    size = next(size for size in TABLE_SIZES if size >= len(values))
+    padded = np.zeros(size, np.uint8)
+    padded[: len(values)] = values.view(np.uint8)
+    return join([bitcast(const(int(number), i64), u8) for number in padded.view(np.int64)])
+
+
+def join(parts: list[Value]) -> Value:
+    """The lanes of 1, 2, 4, ... vectors, side by side."""
+    while len(parts) > 1:
+        parts = [concat(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
