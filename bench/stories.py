@@ -135,11 +135,12 @@ def _attention(story: Story, p: str, x: np.ndarray, linear: Callable[[str, np.nd
     q = _rotate(linear(p + "q", x).reshape(m, heads, -1))
     k = _rotate(linear(p + "k", x).reshape(m, kv_heads, -1)).repeat(heads // kv_heads, 1)
     v = linear(p + "v", x).reshape(m, kv_heads, -1).repeat(heads // kv_heads, 1)
-    scores = np.einsum("mhd,nhd->hmn", q, k) / np.float32(np.sqrt(q.shape[-1]))
+    q, k, v = q.swapaxes(0, 1), k.swapaxes(0, 1), v.swapaxes(0, 1)  # [heads, M, head_dim]
+    scores = q @ k.swapaxes(1, 2) / np.float32(np.sqrt(q.shape[-1]))
     scores[:, np.triu(np.ones((m, m), bool), 1)] = -np.inf
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     shares /= shares.sum(-1, keepdims=True)
-    return linear(p + "o", np.einsum("hmn,nhd->mhd", shares, v).reshape(m, -1))
+    return linear(p + "o", (shares @ v).swapaxes(0, 1).reshape(m, -1))
 
 
 def _feed_forward(story: Story, p: str, x: np.ndarray, linear: Callable[[str, np.ndarray], np.ndarray]) -> np.ndarray:
