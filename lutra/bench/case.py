@@ -10,11 +10,11 @@ from typing import Any
 from lutra import machine
 from lutra.errors import CapacityError, RequestError
 from lutra.formats import catalog
-from lutra.formats.format import Format
 from lutra.kernels import choose
 from lutra.kernels.cache import DEFAULT_KIND, check_kind, position_bytes
+from lutra.kernels.tiles import DENSE_DTYPES
 from lutra.model.config import ModelConfig
-from lutra.model.random import random_config, random_weights, weight_bytes
+from lutra.model.random import Kind, random_config, random_weights, weight_bytes
 from lutra.model.weights import Weights
 
 AUTO = "auto"
@@ -27,9 +27,9 @@ class Model:
     """A model with random weights.
 
     shape    a name of model/random.SHAPES
-    format   a name of formats/catalog, of every matrix
+    format   of every matrix: a name of formats/catalog, or f32, f16 or bf16
     head     that of the tied embedding and head; "" = format
-    order    kernel family: one of ORDERS
+    order    kernel family: one of ORDERS; AUTO for floats
     kv       what the KV cache holds, of kernels/cache.KINDS
     Raises RequestError, FormatError or KernelError for unknown names, and for an order that cannot hold the format.
     """
@@ -45,6 +45,8 @@ class Model:
         if self.order not in ORDERS:
             raise RequestError(f"expected an order of {', '.join(ORDERS)}, got {self.order!r}; leave --order out")
         random_config(self.shape)
+        if self.order != AUTO and self.format in DENSE_DTYPES.values():
+            raise RequestError(f"expected no order for {self.format}, which has one family, got {self.order}")
         weight_bytes(random_config("tiny"), **self._formats())
 
     @property
@@ -64,9 +66,13 @@ class Model:
         return random_weights(c, **self._formats())
 
     def _formats(self) -> dict[str, Any]:
-        head: Format | None = catalog.find(self.head) if self.head else None
         order = None if self.order == AUTO else self.order
-        return {"format": catalog.find(self.format), "order": order, "head": head}
+        return {"format": _kind(self.format), "order": order, "head": _kind(self.head) if self.head else None}
+
+
+def _kind(name: str) -> Kind:
+    """What a name means: an element type, or a format of the catalogue, else FormatError."""
+    return name if name in DENSE_DTYPES.values() else catalog.find(name)
 
 
 @dataclass(frozen=True)

@@ -73,32 +73,47 @@ class Point:
         return numbers
 
 
+class Steps:
+    """A model that can run steps of each of `sizes` rows after case.prompt positions."""
+
+    def __init__(self, case: Case, weights: Weights, sizes: Sequence[int], workers: Workers | None = None):
+        most = max(sizes)
+        self.case, self.weights = case, weights
+        self._transformer = Transformer(
+            case.model.config,
+            weights,
+            workers or Workers(case.threads),
+            case.prompt + most,
+            chunk=most,
+            all_logits=True,
+            kv=case.model.kv,
+        )
+        self._programs = {rows: self._transformer.batch_program(rows) for rows in sizes}
+        self._tokens = some_tokens(most, case.model.config.vocab_size)
+
+    def time(self, rows: int) -> float:
+        """Seconds that STEPS steps of `rows` rows take."""
+        return timed(lambda: self._run(rows))
+
+    def point(self, rows: int, seconds: Seconds) -> Point:
+        """What the times of some rounds say."""
+        found = work.linears(self.weights).values()
+        operations = rows * sum(work.operations(linear, 1) for linears in found for linear in linears)
+        order = self.weights.layers[0].o.weight.order
+        return Point(self.case, order, rows, self.weights.bytes_per_token, operations, seconds)
+
+    def _run(self, rows: int) -> None:
+        for _ in range(STEPS):
+            self._transformer.run_batch(self._programs[rows], self._tokens[:rows], self.case.prompt)
+
+
 def curve(case: Case, weights: Weights, sizes: Sequence[int], rounds: int = ROUNDS, say: Say = silent) -> list[Point]:
     """Time steps of each of `sizes` rows, in alternation; case.gen is not used."""
-    config, most = case.model.config, max(sizes)
-    transformer = Transformer(
-        config,
-        weights,
-        Workers(case.threads),
-        case.prompt + most,
-        chunk=most,
-        all_logits=True,
-        kv=case.model.kv,
-    )
-    programs = {rows: transformer.batch_program(rows) for rows in sizes}
-    tokens = some_tokens(most, config.vocab_size)
-    seconds: dict[int, list[float]] = {rows: [] for rows in sizes}
-
-    def steps(rows: int) -> None:
-        for _ in range(STEPS):
-            transformer.run_batch(programs[rows], tokens[:rows], case.prompt)
-
+    steps, seconds = Steps(case, weights, sizes), {rows: list[float]() for rows in sizes}
     for number in range(-1, rounds):
         say(f"round {number + 1} of {rounds}" if number >= 0 else "compiling kernels, first round")
         for rows in sizes:
-            taken = timed(lambda rows=rows: steps(rows))
+            taken = steps.time(rows)
             if number >= 0:
                 seconds[rows].append(taken)
-    order, num_bytes = weights.layers[0].o.weight.order, weights.bytes_per_token
-    operations = sum(work.operations(linear, 1) for found in work.linears(weights).values() for linear in found)
-    return [Point(case, order, rows, num_bytes, operations * rows, seconds[rows]) for rows in sizes]
+    return [steps.point(rows, seconds[rows]) for rows in sizes]

@@ -28,6 +28,7 @@ SHAPES = {
     "13b": (5120, 13824, 40, 40, 40, 32000),
     "70b": (8192, 28672, 80, 64, 8, 32000),
 }
+Kind = Format | str  # what a matrix is made of: a format, or the name of an element type of tiles.DENSE_DTYPES
 _BLOCK = 128  # rows of the largest tile of any order
 _SAMPLE_ROWS = 2 * _BLOCK  # rows that are really random; the rest repeats them, which costs a kernel the same
 
@@ -58,7 +59,7 @@ def linear_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def random_weights(
-    config: ModelConfig, format: Format, order: str | None = None, seed: int = 0, head: Format | None = None
+    config: ModelConfig, format: Kind, order: str | None = None, seed: int = 0, head: Kind | None = None
 ) -> Weights:
     """Every matrix in `format`; order forces a kernel family.
 
@@ -92,7 +93,7 @@ def random_weights(
     return Weights(tables[0], layers, np.ones(config.hidden_size, np.float32), Linear(tables[-1]))
 
 
-def weight_bytes(config: ModelConfig, format: Format, order: str | None = None, head: Format | None = None) -> int:
+def weight_bytes(config: ModelConfig, format: Kind, order: str | None = None, head: Kind | None = None) -> int:
     """Bytes of memory that `random_weights` takes, without taking them.  Raises FormatError as it does."""
     rng = np.random.default_rng(0)
     layer = sum(_bytes(_tiles(rng, format, n, k, order), n) for n, k in linear_sizes(config).values())
@@ -100,31 +101,30 @@ def weight_bytes(config: ModelConfig, format: Format, order: str | None = None, 
     return config.num_layers * layer + sum(_bytes(tile, config.vocab_size) for tile in tables)
 
 
-def random_weight(format: Format | str, n: int, k: int, order: str) -> TiledWeight:
-    """One weight of a format, or of an element type of tiles.DENSE_DTYPES, in the order of a family that takes it."""
-    rng = np.random.default_rng(0)
-    if isinstance(format, Format):
-        return _repeated(_tiles(rng, format, n, k, order), n)
-    dtype = next(dtype for dtype, name in DENSE_DTYPES.items() if name == format)
-    sample = rng.standard_normal((min(round_up(n, _BLOCK), _SAMPLE_ROWS), k), np.float32)
-    return _repeated(choose.tile(sample.astype(dtype)), n)
+def random_weight(format: Kind, n: int, k: int, order: str) -> TiledWeight:
+    """One weight in the order of a family that takes it."""
+    return _repeated(_tiles(np.random.default_rng(0), format, n, k, order), n)
 
 
 def _bytes(tile: TiledWeight, n: int) -> int:
     return tile.num_bytes * round_up(n, _BLOCK) // tile.padded_n
 
 
-def _tiles(rng: np.random.Generator, format: Format, n: int, k: int, order: str | None) -> TiledWeight:
-    return choose.tile(_sample(rng, format, n, k), order=order or choose.family(format, n, k))
+def _tiles(rng: np.random.Generator, format: Kind, n: int, k: int, order: str | None) -> TiledWeight:
+    return choose.tile(_sample(rng, format, n, k), order=order or _usual(format, n, k))
+
+
+def _usual(format: Kind, n: int, k: int) -> str:
+    return choose.family(format, n, k) if isinstance(format, Format) else "dense"
 
 
 def _head_tiles(
-    rng: np.random.Generator, config: ModelConfig, format: Format, order: str | None, head: Format | None
+    rng: np.random.Generator, config: ModelConfig, format: Kind, order: str | None, head: Kind | None
 ) -> list[TiledWeight]:
     """Sampled tiles of the embedding and the head: one for both where rows can be taken out of the head's order."""
     table = _sample(rng, head or format, config.vocab_size, config.hidden_size)
     order = order if head in (None, format) else None
-    tile = choose.tile(table, order=order or choose.family(head or format, config.vocab_size, config.hidden_size))
+    tile = choose.tile(table, order=order or _usual(head or format, config.vocab_size, config.hidden_size))
     return [tile] if tile.order in embed.ORDERS else [choose.tile(table, order="mad"), tile]
 
 
@@ -147,9 +147,12 @@ def _repeat(values: np.ndarray, rows: int, sample_rows: int) -> np.ndarray:
     return out
 
 
-def _sample(rng: np.random.Generator, format: Format, n: int, k: int) -> QTensor:
+def _sample(rng: np.random.Generator, format: Kind, n: int, k: int) -> QTensor | np.ndarray:
     """The first rows of a random matrix [n, k], as many as are really random; whole tiles of them."""
     n = min(round_up(n, _BLOCK), _SAMPLE_ROWS)
+    if not isinstance(format, Format):
+        dtype = next(dtype for dtype, name in DENSE_DTYPES.items() if name == format)
+        return np.asarray(rng.standard_normal((n, k), np.float32) / np.sqrt(k)).astype(dtype)
     codes = rng.integers(0, format.num_codes, (n, k) if format.terms == 1 else (n, format.terms, k), dtype=np.uint8)
     levels = int(np.ptp(format.level_values)) + 1
     scale = 1 / np.sqrt(k) / levels

@@ -26,11 +26,19 @@ def test_combinations_in_order() -> None:
         (("tiny", "ternary", "in8"), FormatError, "expected the name of a format"),
         (("tiny", "ternary", "", "row"), RequestError, "expected an order of auto, mad, lut"),
         (("tiny", "int8-row", "", "lut"), FormatError, "expected"),
+        (("tiny", "bf16", "", "mad"), RequestError, "expected no order for bf16"),
     ],
 )
 def test_what_there_is_not_is_refused_at_once(model: tuple[str, ...], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         case.models([model[0]], [model[1]], *model[2:])
+
+
+def test_floats_are_formats_too() -> None:
+    wide, few = Model("tiny", "f16").make(8), Model("tiny", "int8-row", "bf16").make(8)
+    assert wide.head.weight.dtype == "f16" and wide.layers[0].o.weight.order == "dense"
+    assert few.head.weight.dtype == "bf16" and few.layers[0].o.weight.order == "mad"
+    assert 1.9 < wide.bytes_per_token / Model("tiny", "int8-row").make(8).bytes_per_token < 2.1
 
 
 def test_a_model_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,16 @@ def test_a_curve_is_printed_and_drawn(tmp_path: Path) -> None:
     assert done.stdout.count("| tiny ") == 2 and picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_speedups_are_printed_and_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "speedup.png"
+    words = ["--shape", "tiny", "--rows", "1,2", "--rounds", "1", "--threads", "1", "--picture", str(picture)]
+    done = run("bench/speedup.py", *words, "--formats", "ternary:mad,ternary:lut")
+    assert done.returncode == 0, done.stderr
+    assert "f16 tok/s | ternary mad | ternary lut |" in done.stdout and "1 threads, ternary lut: " in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("script", ["decode", "prefill"])
 def test_a_missing_rival_is_one_line(script: str) -> None:
     done = run(f"bench/{script}.py", "--shape", "tiny", "--rival", "nowhere", "--rival-model", "nowhere")
