@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from lutra.files import blocks_float, blocks_iq
-from lutra.files.fields import Parts, f16, flags, nibbles, quarters, rows
+from lutra.files.fields import Parts, f16, flags, nibbles, quarters, rows, words
 from lutra.formats import catalog
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
@@ -60,19 +60,17 @@ def q4_k(blocks: np.ndarray) -> Parts:
 
     d * scale[j] * code - dmin * min[j] for each 32 weights j.
     """
-    scales, mins = _scales_and_mins_of_32(blocks)
-    return Parts(rows(nibbles(blocks[..., 16:144].reshape(*blocks.shape[:2], 4, 32))), scales, mins)
+    return _with_scales_of_32(blocks, nibbles(blocks[..., 16:144].reshape(*blocks.shape[:2], 4, 32)))
 
 
 def q5_k(blocks: np.ndarray) -> Parts:
     """d, dmin and scales as q4_k | 32 bytes: bit j of byte l is the fifth of weight 32 j + l | nibbles as q4_k."""
-    scales, mins = _scales_and_mins_of_32(blocks)
     low = nibbles(blocks[..., 48:176].reshape(*blocks.shape[:2], 4, 32)).reshape(*blocks.shape[:2], 8, 32)
-    return Parts(rows(low | flags(blocks[..., 16:48]) << 4), scales, mins)
+    return _with_scales_of_32(blocks, low | flags(blocks[..., 16:48]) << 4)
 
 
-def _scales_and_mins_of_32(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Multiply out the two levels of q4_k and q5_k: f32 [N, K/32] each.  Products are exact (11 + 6 bits of 24).
+def _with_scales_of_32(blocks: np.ndarray, codes: np.ndarray) -> Parts:
+    """Put the scales and mins of q4_k and q5_k beside their codes: u8 [N, K/32], and f16 [N, K/256] for both.
 
     bytes 0-3   | scale 4+j high 2 | scale j      |      bytes 4-7   | min 4+j high 2 | min j |
     bytes 8-11  | min 4+j low 4    | scale 4+j low 4 |
@@ -81,34 +79,31 @@ def _scales_and_mins_of_32(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     low, middle, high = packed[..., 0, :], packed[..., 1, :], packed[..., 2, :]  # [N, blocks, 4]
     scale = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)], axis=-1)  # [N, blocks, 8]
     least = np.concatenate([middle & 63, (high >> 4) | (middle >> 6 << 4)], axis=-1)
-    d = f16(blocks[..., 0:2]).astype(np.float32)[..., None]
-    dmin = f16(blocks[..., 2:4]).astype(np.float32)[..., None]
-    return rows(d * scale), rows(-(dmin * least))
+    return Parts(rows(codes), rows(scale), rows(least), f16(blocks[..., 0:2]), -f16(blocks[..., 2:4]))
 
 
 def q2_k(blocks: np.ndarray) -> Parts:
     """16 bytes: scale low 4, min high 4 | 64 bytes of 2-bit fields as tq2_0 | d f16 | dmin f16.
 
-    d * scale[j] * code - dmin * min[j] for each 16 weights j.  Both products are exact in f32.
+    d * scale[j] * code - dmin * min[j] for each 16 weights j.
     """
-    d = f16(blocks[..., 80:82]).astype(np.float32)[..., None]
-    dmin = f16(blocks[..., 82:84]).astype(np.float32)[..., None]
-    scales, mins = d * (blocks[..., 0:16] & 15), -(dmin * (blocks[..., 0:16] >> 4))  # [N, blocks, 16]
-    return Parts(rows(quarters(blocks[..., 16:80].reshape(*blocks.shape[:2], 2, 32))), rows(scales), rows(mins))
+    scale, least = blocks[..., 0:16] & 15, blocks[..., 0:16] >> 4  # [N, blocks, 16]
+    codes = quarters(blocks[..., 16:80].reshape(*blocks.shape[:2], 2, 32))
+    return Parts(rows(codes), rows(scale), rows(least), f16(blocks[..., 80:82]), -f16(blocks[..., 82:84]))
 
 
 def q3_k(blocks: np.ndarray) -> Parts:
     """32 bytes: bit j of byte l is the third of weight 32 j + l | 64 bytes of 2-bit fields as tq2_0 | 12 bytes | d f16.
 
-    d * (scale[j] - 32) * (code - 4) for each 16 weights j; d * scale is exact in f32.  The 12 bytes are 16 scales:
+    d * (scale[j] - 32) * (code - 4) for each 16 weights j.  The 12 bytes are 16 scales:
     bytes 0-7   | scale 8+j low 4  | scale j low 4 |
     bytes 8-11  | scale 12+j high 2 | scale 8+j high 2 | scale 4+j high 2 | scale j high 2 |
     """
     low = quarters(blocks[..., 32:96].reshape(*blocks.shape[:2], 2, 32)).reshape(*blocks.shape[:2], 8, 32)
     high = quarters(blocks[..., 104:108]).reshape(*blocks.shape[:2], 16)
     scale = (nibbles(blocks[..., 96:104]) | high << 4).astype(np.int8) - np.int8(32)  # [N, blocks, 16]
-    d = f16(blocks[..., 108:110]).astype(np.float32)[..., None]
-    return Parts(rows(low | flags(blocks[..., 0:32]) << 2), rows(d * scale))
+    codes = rows(low | flags(blocks[..., 0:32]) << 2)
+    return Parts(codes, rows(scale), super_scales=f16(blocks[..., 108:110]))
 
 
 def q6_k(blocks: np.ndarray) -> Parts:
@@ -119,9 +114,7 @@ def q6_k(blocks: np.ndarray) -> Parts:
     """
     low = nibbles(blocks[..., 0:128].reshape(*blocks.shape[:2], 2, 64)).reshape(*blocks.shape[:2], 2, 4, 32)
     high = quarters(blocks[..., 128:192].reshape(*blocks.shape[:2], 2, 32))  # [N, blocks, 2, 4, 32]
-    d = f16(blocks[..., 208:210]).astype(np.float32)[..., None]
-    scales = d * np.ascontiguousarray(blocks[..., 192:208]).view(np.int8)  # [N, blocks, 16]
-    return Parts(rows(low | high << 4), rows(scales))
+    return Parts(rows(low | high << 4), rows(words(blocks[..., 192:208], "i1")), super_scales=f16(blocks[..., 208:210]))
 
 
 def tq1_0(blocks: np.ndarray) -> Parts:
@@ -181,9 +174,10 @@ def _dense(name: str, dtype: np.dtype) -> TensorType:
     return TensorType(name, 1, dtype.itemsize, dtype=dtype)
 
 
-def _two_level(bits: int, group_size: int, offset: str = "none") -> Format:
-    """K-quants scale their scales too; multiplied out those are f32."""
-    return catalog.planes(bits, group_size, scale_dtype="f32", offset=offset)
+def _k_quant(bits: int, group_size: int, scale_dtype: str) -> Format:
+    """K-quants scale their scales too, once for 256 weights; unsigned scales have mins beside them."""
+    offset = "mins" if scale_dtype == "u8" else "none"
+    return catalog.planes(bits, group_size, scale_dtype=scale_dtype, super_dtype="f16", offset=offset)
 
 
 # ids: ggml.h, enum ggml_type
@@ -196,11 +190,11 @@ READABLE: dict[int, TensorType] = {
     6: TensorType("Q5_0", 32, 22, format=catalog.planes(5, 32, zero=16), decode=q5_0),
     7: TensorType("Q5_1", 32, 24, format=catalog.planes(5, 32, offset="mins"), decode=q5_1),
     8: TensorType("Q8_0", 32, 34, format=catalog.int8(32), decode=q8_0),
-    10: TensorType("Q2_K", 256, 84, format=_two_level(2, 16, "mins"), decode=q2_k),
-    11: TensorType("Q3_K", 256, 110, format=_two_level(3, 16), decode=q3_k),
-    12: TensorType("Q4_K", 256, 144, format=_two_level(4, 32, "mins"), decode=q4_k),
-    13: TensorType("Q5_K", 256, 176, format=_two_level(5, 32, "mins"), decode=q5_k),
-    14: TensorType("Q6_K", 256, 210, format=_two_level(6, 16), decode=q6_k),
+    10: TensorType("Q2_K", 256, 84, format=_k_quant(2, 16, "u8"), decode=q2_k),
+    11: TensorType("Q3_K", 256, 110, format=_k_quant(3, 16, "i8"), decode=q3_k),
+    12: TensorType("Q4_K", 256, 144, format=_k_quant(4, 32, "u8"), decode=q4_k),
+    13: TensorType("Q5_K", 256, 176, format=_k_quant(5, 32, "u8"), decode=q5_k),
+    14: TensorType("Q6_K", 256, 210, format=_k_quant(6, 16, "i8"), decode=q6_k),
     16: TensorType("IQ2_XXS", 256, 66, format=blocks_iq.IQ2_OF_32, decode=blocks_iq.iq2_xxs),
     17: TensorType("IQ2_XS", 256, 74, format=blocks_iq.IQ2_OF_16, decode=blocks_iq.iq2_xs),
     18: TensorType("IQ3_XXS", 256, 98, format=blocks_iq.IQ3_XXS, decode=blocks_iq.iq3_xxs),

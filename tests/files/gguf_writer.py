@@ -34,9 +34,6 @@ BLOCKS: dict[str, tuple[int, int, dict[int, float]]] = {
     "TQ2_0": (256, 66, {64: 0.12}),
     "Q1_0": (128, 18, {0: 0.1}),
     "Q2_0": (64, 18, {0: 0.08}),
-}
-# the same of types that become table formats
-TABLE_BLOCKS: dict[str, tuple[int, int, dict[int, float]]] = {
     "IQ2_XXS": (256, 66, {0: 0.0015}),
     "IQ2_XS": (256, 74, {0: 0.0015}),
     "IQ3_XXS": (256, 98, {0: 0.0007}),
@@ -49,7 +46,6 @@ TABLE_BLOCKS: dict[str, tuple[int, int, dict[int, float]]] = {
     "MXFP4": (32, 17, {}),
     "NVFP4": (64, 36, {}),
 }
-ALL_BLOCKS = BLOCKS | TABLE_BLOCKS
 # types whose scales are not f16 in one place: [first byte, last byte + 1) → the smallest and largest value of each
 BYTES = {"MXFP4": ((0, 1), (120, 126)), "NVFP4": ((0, 4), (1, 56))}
 
@@ -107,7 +103,7 @@ def write_gguf(
         if type_name in DENSE:
             dims, raw = values.shape[::-1], values.astype(DENSE[type_name]).tobytes()
         else:
-            dims, raw = (values.shape[1] * ALL_BLOCKS[type_name][0], values.shape[0]), values.tobytes()
+            dims, raw = (values.shape[1] * BLOCKS[type_name][0], values.shape[0]), values.tobytes()
         data = pad(data, alignment)
         descriptions.append(description(name, dims, TYPE_IDS[type_name], len(data)))
         data += raw
@@ -117,7 +113,7 @@ def write_gguf(
 
 def random_blocks(rng: np.random.Generator, type_name: str, n: int, k: int) -> np.ndarray:
     """Return valid random blocks uint8 [N, K / block, bytes]: any codes, scales near the table's mean."""
-    block_size, block_bytes, floats = ALL_BLOCKS[type_name]
+    block_size, block_bytes, floats = BLOCKS[type_name]
     assert k % block_size == 0
     blocks = rng.integers(0, 256, (n, k // block_size, block_bytes), dtype=np.uint8)
     if type_name == "TQ2_0":

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.files.gguf_writer import ALL_BLOCKS, random_blocks, write_gguf
+from tests.files.gguf_writer import BLOCKS, random_blocks, write_gguf
 from tests.files.safetensors_writer import bfloat16, write_safetensors
 
 NUM_LAYERS, NUM_HEADS, NUM_KV_HEADS = 2, 4, 2
@@ -249,16 +249,16 @@ def gguf_metadata(family: str, sizes: Sizes) -> dict[str, Any]:
 def tiny_llama_gguf(path: Path, quant: str = "F32", family: str = "llama", embed: str = "F32", seed: int = 0) -> Path:
     """Write a GGUF model whose linears have type `quant` and whose embedding and head have type `embed`.
 
-    quant, embed   "F32", "F16", "BF16" or a row of gguf_writer.ALL_BLOCKS (random blocks; K is 256 where one is long)
+    quant, embed   "F32", "F16", "BF16" or a row of gguf_writer.BLOCKS (random blocks; K is 256 where one is long)
     """
-    block = max(ALL_BLOCKS[kind][0] if kind in ALL_BLOCKS else 1 for kind in (quant, embed))
+    block = max(BLOCKS[kind][0] if kind in BLOCKS else 1 for kind in (quant, embed))
     sizes = Sizes(256, 256) if block > 32 else Sizes()
     rng = np.random.default_rng(seed)
     tensors = []
     for hf_name, values in random_state(rng, family, sizes).items():
         is_table = "embed" in hf_name or "lm_head" in hf_name
         kind = "F32" if values.ndim == 1 else embed if is_table else quant
-        if kind in ALL_BLOCKS:
+        if kind in BLOCKS:
             values = random_blocks(rng, kind, *values.shape)
         elif family == "llama" and ("q_proj" in hf_name or "k_proj" in hf_name):
             values = interleave(values, NUM_HEADS if "q_proj" in hf_name else NUM_KV_HEADS)

@@ -4,8 +4,7 @@ import pytest
 from lutra.errors import FormatError
 from lutra.files import blocks
 from lutra.files.blocks import READABLE, decode_matrix
-from tests.files.gguf_writer import ALL_BLOCKS as BLOCKS
-from tests.files.gguf_writer import TYPE_IDS, random_blocks
+from tests.files.gguf_writer import BLOCKS, TYPE_IDS, random_blocks
 
 
 def decode(name, stored):

@@ -12,10 +12,9 @@ from tests.files.gguf_writer import TYPE_IDS, random_blocks
 from tests.files.test_blocks import decode
 
 NEW_ENOUGH = [name for name in WRITABLE if name not in ("Q1_0", "Q2_0")]
-KEPT = [name for name in WRITABLE if name not in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")]  # read as they are written
 
 
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", WRITABLE)
 def test_bytes_that_were_read_come_back(name):
     stored = random_blocks(np.random.default_rng(1), name, 3, 512)
     if name == "NVFP4":
