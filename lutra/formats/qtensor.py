@@ -72,12 +72,10 @@ class QTensor:
 
     def _check_products(self) -> None:
         """Two levels that are finite each may multiply to what is not."""
-        if self.super_scales is not None:
-            with np.errstate(over="ignore"):
-                products = [self.scale_values(), *([] if self.mins is None else [self.min_values()])]
-            if not all(np.isfinite(product).all() for product in products):
-                raise FormatError(f"{self.format.name}: super_scales: expected finite products with scales, got inf; "
-                                  "the weight is damaged")  # fmt: skip
+        for name, upper in (("super_scales", self.super_scales), ("super_mins", self.super_mins)):
+            if upper is not None and not scale_types.has_finite_products(self.format.scale_dtype, upper):
+                raise FormatError(f"{self.format.name}: {name}: expected finite products with what is below them, got "
+                                  f"up to {np.abs(upper).max():g}; the weight is damaged")  # fmt: skip
 
     @classmethod
     def from_codes(cls, format: Format, codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None = None,

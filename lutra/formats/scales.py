@@ -29,6 +29,7 @@ FLOATS = ("f16", "f32", "bf16")
 SINGLE = (*FLOATS, "e8m0")  # of a scale that is one number
 LOWER = ("u8", "i8", "e4m3")  # of a scale that is a product: one for each group, times ...
 UPPER = ("f16", "f32")  # ... one for many groups
+LARGEST = {"u8": 255, "i8": 128, "e4m3": 448}  # magnitudes
 E8M0_NAN = 255
 E4M3_NAN = 0x7F  # with either sign
 
@@ -42,7 +43,8 @@ def widen(name: str, stored: np.ndarray) -> np.ndarray:
     [1.0, 448.0, -0.001953125]
     """
     if name == "e8m0":
-        return np.maximum(stored.astype(np.uint32) << 23, 1 << 22).view(np.float32)  # 2**-127 is subnormal
+        bits: np.ndarray = np.maximum(stored.astype(np.uint32) << 23, 1 << 22)  # 2**-127 is subnormal
+        return bits.view(np.float32)
     if name == "e4m3":
         stored = stored.view(ml_dtypes.float8_e4m3fn)
     return stored.astype(np.float32)
@@ -57,3 +59,8 @@ def is_finite(name: str, stored: np.ndarray) -> bool:
     if name == "e4m3":
         return not bool(((stored & E4M3_NAN) == E4M3_NAN).any())
     return True
+
+
+def has_finite_products(lower: str, upper: np.ndarray) -> bool:
+    """Whether upper scales times any lower one of a type stay in reach of f32."""
+    return not upper.size or float(np.abs(upper).max()) * LARGEST[lower] < float(np.finfo(np.float32).max)

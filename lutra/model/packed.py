@@ -212,9 +212,17 @@ class Reader:
         return weight
 
     def _check_scales(self, name: str, weight: TiledWeight) -> None:
-        """Floats of one byte have bits that stand for no number; `array` has seen to the others."""
-        if weight.format is not None and not scales.is_finite(weight.format.scale_dtype, weight.scales):
-            raise self.refuse(name, "finite scales", "nan", "the file is damaged: " + AGAIN)
+        """Floats of one byte have bits that stand for no number, and two levels may multiply to none."""
+        format, damaged = weight.format, "the file is damaged: " + AGAIN
+        if format is None:
+            return
+        if not scales.is_finite(format.scale_dtype, weight.scales):
+            raise self.refuse(name, "finite scales", "nan", damaged)
+        for part in [part for part in format.beside(1) if part.startswith("super")]:
+            upper = getattr(weight, part)
+            upper = upper[: upper.size // 4 * 4].view(scales.DTYPES[format.super_dtype])
+            if not scales.has_finite_products(format.scale_dtype, upper):
+                raise self.refuse(f"{name}.{part}", "finite products with scales", "inf", damaged)
 
     def _statement(self, name: str) -> tuple[str, str, list[int]]:
         """What the header says of a weight: an order and a format there are, and numbers for SIZES."""

@@ -74,6 +74,20 @@ def test_an_upper_scale_rounds_before_the_activations_scale():
     assert integer.matmul(xq, xs, w).item() == (np.float32(7) * tenth) * tenth != np.float32(7) * (tenth * tenth)
 
 
+@pytest.mark.parametrize(
+    "bits, group, offset, lower", [(4, 32, "mins", "u8"), (2, 16, "mins", "u8"), (6, 16, "none", "i8")]
+)
+def test_k_quants_are_the_same_with_their_scales_multiplied_out(bits, group, offset, lower, random_weight):
+    """An f16 times a byte is exact in f32: 11 + 8 bits of 24."""
+    two = random_weight(catalog.planes(bits, group, offset=offset, scale_dtype=lower, super_dtype="f16"), 5, 600)
+    mins = None if two.mins is None else two.min_values()[:, : -(-600 // group)]
+    one = QTensor.from_codes(catalog.planes(bits, group, offset=offset, scale_dtype="f32", zero=two.format.zero),
+                             two.codes(), two.scale_values()[:, : -(-600 // group)], mins=mins)  # fmt: skip
+    xq, xs = integer.quantize_activations(np.random.default_rng(1).standard_normal((3, 600)).astype(np.float32), group)
+    assert integer.matmul(xq, xs, two).tobytes() == integer.matmul(xq, xs, one).tobytes()
+    assert two.dequantize().tobytes() == one.dequantize().tobytes()
+
+
 def test_quantize_activations_rounds_halves_to_even():
     x = np.array([[127, 0.5, 1.5, 2.5, -0.5, -1.5]], np.float32)              # scale 1
     values, scales = integer.quantize_activations(x, 0)

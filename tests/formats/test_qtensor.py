@@ -179,7 +179,7 @@ F32_ROW = np.ones((2, 1), np.float32)
      "super_scales: expected float32 [2, 1], got float32 [2, 2]"),
     (Q4_0, (CODES, F16, None, None, F16), "super_scales: this format does not take them (scale_kind is float)"),
     (TWO_LEVEL, (CODES, np.full((2, 2), 127, np.int8), None, None, F32_ROW * np.float32(3e38)),
-     "super_scales: expected finite products with scales, got inf"),
+     "super_scales: expected finite products with what is below them, got up to 3e+38"),
     (TERNARY, (np.ones((1, 65537), np.uint8), F32_ROW[:1]), "at most 65536 weights to share a scale, got K=65537"),
     (Q4_0, (np.ones((0, 64), np.uint8), F16[:0]), "expected at least one row and one column, got shape (0, 64)"),
 ])  # fmt: skip

@@ -150,6 +150,35 @@ def test_every_order_gives_the_same_bits(folder: Path, tmp_path: Path, order: st
         np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
 
 
+@pytest.mark.parametrize("name", [
+    "planes4-g32-mins-u8xf16", "planes6-g16-i8xf16", "planes1x3-g128-mins", "ternaryx2-g128", "iq4nl-g32",
+    "e2m1-g32-e8m0", "e2m1-g16-e4m3xf32-row", "planes4-g128-bf16", "ternary-g32-mins-i8xf32",
+])  # fmt: skip
+def test_every_kind_of_scale_comes_back(tmp_path: Path, name: str) -> None:
+    """Arrays, axes and logits of a random model; no float of one byte may stand for no number."""
+    config, target = random_config("tiny"), tmp_path / "r.lutra"
+    weights = random_weights(config, catalog.find(name))
+    packed.write(target, config, ({}, {}), weights, None)
+    again = packed.load(open_model(target), config)
+    for (_, ours), (_, theirs) in zip(packed.linears(weights), packed.linears(again), strict=True):
+        assert ours.weight.format == theirs.weight.format and ours.weight.order == theirs.weight.order
+        for part in stored.ARRAYS:
+            np.testing.assert_array_equal(getattr(ours.weight, part), getattr(theirs.weight, part))
+    want, got = (Transformer(config, each, Workers(1), 96).prefill(TOKENS, 0).copy() for each in (weights, again))
+    np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+    assert np.isfinite(want).all() and want.std() > 0
+    if weights.head.weight.format.scale_dtype in ("e8m0", "e4m3"):
+        weights.head.weight.scales[5] = 255
+        packed.write(target, config, ({}, {}), weights, None)
+        with pytest.raises(FileError, match="head: expected finite scales, got nan"):
+            packed.load(open_model(target), config)
+    if name == "ternary-g32-mins-i8xf32":
+        weights.head.weight.super_mins.view(np.float32)[7] = -3e38
+        packed.write(target, config, ({}, {}), weights, None)
+        with pytest.raises(FileError, match="head.super_mins: expected finite products with scales, got inf"):
+            packed.load(open_model(target), config)
+
+
 def test_tokens_do_not_depend_on_where_weights_end(tmp_path: Path) -> None:
     """Random weights are padded further than models are; tied head and embedding in two orders."""
     config = random_config("tiny")
