@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lutra import cli_allocate
 from lutra.cli_input import read_text
 from lutra.cli_show import LoadProgress
 
@@ -13,21 +14,35 @@ if TYPE_CHECKING:
 
 
 def quantize(
-    model: str, out: str, calib: Any, keep: tuple[str, ...], per_layer: str | None, threads: int | None, **options: Any
-) -> str:
+    model: str, out: str, calib: Any, keep: tuple[str, ...], per_layer: str | None, threads: int | None,
+    budget: str | None, bpw: float | None, max_ppl_increase: str | None, choose_from: str | None, deployment: str,
+    **options: Any,
+) -> str:  # fmt: skip
     """Quantise; return the summary that is to be printed."""
     from lutra.machine import usable_cores
     from lutra.model import quantize as quantizer
     from lutra.model.recipe import Recipe, parse_keep, read_allocation
 
     kept = (read_allocation(Path(per_layer)) if per_layer else ()) + parse_keep(keep)
+    text = None if calib is None else read_text(calib, calib.name)
+    threads, report = threads or usable_cores(), ""
+    conditions = {"budget": budget, "bpw": bpw, "max_ppl_increase": max_ppl_increase}
+    if any(value is not None for value in conditions.values()):
+        asked: dict[str, Any] = {**conditions, "deployment": deployment}
+        asked |= {"names": choose_from.split(",")} if choose_from else {}
+        with LoadProgress() as progress:
+            choice = cli_allocate.for_file(model, Path(out), text, threads, progress, **asked)
+        head = choice.formats.pop("head", options["head"])
+        options |= {"format": options["format"] or choice.usual, "head": head}
+        kept, report = (*choice.formats.items(), *kept), choice.report + "\n"
+    if options["format"] is None:
+        raise click.UsageError("expected --format, --budget, --bpw or --max-ppl-increase, got none; give one")
     recipe = Recipe(keep=kept, **options)
     if calib is not None and recipe.method is None:
         recipe = Recipe(keep=kept, **options | {"method": "gptq+clip"})
-    text = None if calib is None else read_text(calib, calib.name)
     with LoadProgress() as progress:
-        summary = quantizer.quantize(model, out, recipe, text, threads or usable_cores(), progress)
-    return describe(summary)
+        summary = quantizer.quantize(model, out, recipe, text, threads, progress)
+    return report + describe(summary)
 
 
 def describe(summary: "Summary") -> str:
@@ -48,7 +63,8 @@ def describe(summary: "Summary") -> str:
 
 
 options = [
-    click.option("--format", required=True, help="Of the layers' weights; `lutra inspect format` lists them."),
+    click.option("--format", help="Of the layers' weights; `lutra inspect format` lists them."),
+    *cli_allocate.options,
     click.option("--method", help="rtn, clip, hlq, gptq+clip, awq+clip, ...; default: what suits the format."),
     click.option("--calib", type=click.File("rb"), help="Text to calibrate on (UTF-8; - is stdin)."),
     click.option("--calib-windows", "windows", type=click.IntRange(min=1), default=64, show_default=True),

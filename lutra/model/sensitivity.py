@@ -4,11 +4,12 @@ The error of a unit (model/inputs.py) in a format is one of METHODS:
 
 output   |x (W - Q).T|**2 / |x W.T|**2, tr(E H E.T) over what it would be of the whole weight: no run of the model, but
          errors of different layers do not mean the same
-loss     how much the loss of a text grows when this unit alone is quantised: one run per unit and format
+loss     how much a loss grows when this unit alone is quantised: one run per unit and format
 scaled   the loss with the roughest format, one run per unit; the other formats in proportion to their output error,
          since the loss is quadratic in the error to second order (HAWQ-V2, arXiv 1911.03852)
 
-Rounding can make a text likelier by chance; an increase below zero counts as zero.
+The loss is what the caller measures.  Divergence from the model as it was is never negative and has no part of first
+order; the likelihood of a text has one, of random sign.  A growth below zero counts as zero.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lutra.compiler import targets
 from lutra.compiler.launch import Workers
 from lutra.errors import RequestError
 from lutra.files.model_file import LazyTensor
+from lutra.formats.catalog import find
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
 from lutra.kernels import choose
@@ -39,7 +41,7 @@ from lutra.quantize.methods import METHODS as QUANTISERS
 from lutra.quantize.methods import method_for
 
 METHODS = ("output", "loss", "scaled")
-Loss = Callable[[Transformer], float]  # mean nats per token of some text, with a transformer that gives all logits
+Loss = Callable[[Transformer], float]  # nats per token, of a transformer that gives all logits
 Quantise = Callable[[str, np.ndarray, Format], QTensor]  # (tensor's name, f32 [N, K], format)
 Costs = dict[str, dict[str, tuple[float, float]]]  # unit → format → bytes, error
 Times = dict[str, dict[str, float]]  # unit → format → microseconds
@@ -53,7 +55,7 @@ def by_default(name: str, w: np.ndarray, format: Format) -> QTensor:
 
 @dataclass(frozen=True)
 class Swap:
-    """A model of which one unit at a time is exchanged.
+    """A model of which some units are exchanged, to see what becomes of its loss.
 
     context   of the runs that measure the loss
     """
@@ -65,20 +67,29 @@ class Swap:
     def baseline(self) -> float:
         return self.loss(self._scorer(self.model.weights))
 
-    def loss_with(self, unit: str, tensors: Mapping[str, QTensor]) -> float:
-        """The loss with this unit's tensors instead of the model's."""
-        return self.loss(self._scorer(self.weights_with(unit, tensors)))
+    def loss_with(self, tensors: Mapping[str, QTensor]) -> float:
+        """The loss with these tensors instead of the model's."""
+        return self.loss(self._scorer(self.weights_with(tensors)))
 
-    def weights_with(self, unit: str, tensors: Mapping[str, QTensor]) -> Weights:
-        """The model's weights, but for one unit; everything else is shared."""
+    def loss_of(self, allocation: Mapping[str, str], quantise: Quantise) -> float:
+        """The loss with every unit in the format it is given: what the table only adds up."""
+        reader = Reader(self.model.file, self.model.config, set())
+        tensors = {
+            name: quantise(name, widen(matrix(reader, name)), find(format))
+            for name, format in per_tensor(allocation, self.model.config).items()
+        }
+        return self.loss_with(tensors)
+
+    def weights_with(self, tensors: Mapping[str, QTensor]) -> Weights:
+        """The model's weights, but for some tensors; layers without any of them are shared."""
         weights, file = self.model.weights, self.model.file
-        if unit == HEAD:
-            return replace(weights, head=tile(tensors[HEAD]))
-        swapped = {name: _in_memory(file.tensors[name], tensor) for name, tensor in tensors.items()}
+        swapped = {name: _in_memory(file.tensors[name], tensor) for name, tensor in tensors.items() if name != HEAD}
         reader = Reader(replace(file, tensors={**file.tensors, **swapped}), self.model.config, set())
-        index = int(unit.split(".")[1])
-        layer = layer_weights(reader, f"layers.{index}.")
-        return replace(weights, layers=[*weights.layers[:index], layer, *weights.layers[index + 1 :]])
+        layers = list(weights.layers)
+        for index in {int(name.split(".")[1]) for name in swapped}:
+            layers[index] = layer_weights(reader, f"layers.{index}.")
+        head = tile(tensors[HEAD]) if HEAD in tensors else weights.head
+        return replace(weights, layers=layers, head=head)
 
     def _scorer(self, weights: Weights) -> Transformer:
         t = self.model.transformer
@@ -121,14 +132,14 @@ def measure(
     costs: Costs = {}
     for index, (unit, names) in enumerate(wanted.items()):
         dense = {name: widen(matrix(reader, name)) for name in names}
-        costs[unit] = _unit(unit, dense, inputs[unit], formats, method, quantise, swap, before)
+        costs[unit] = _unit(dense, inputs[unit], formats, method, quantise, swap, before)
         if progress is not None:
             progress(f"sensitivity of {unit}", index + 1, len(wanted))
     return costs
 
 
 def _unit(
-    unit: str, dense: Mapping[str, np.ndarray], x: np.ndarray, formats: Sequence[Format], method: str,
+    dense: Mapping[str, np.ndarray], x: np.ndarray, formats: Sequence[Format], method: str,
     quantise: Quantise, swap: Swap, before: float,
 ) -> dict[str, tuple[float, float]]:  # fmt: skip
     """Format → bytes and error of one unit."""
@@ -140,12 +151,12 @@ def _unit(
         error = sum(_square(x @ (w - tensors[name].dequantize()).T) for name, w in dense.items())
         output[format.name] = error / signal if signal else 0.0
         if method == "loss":
-            increase[format.name] = max(swap.loss_with(unit, tensors) - before, 0.0)
+            increase[format.name] = max(swap.loss_with(tensors) - before, 0.0)
     errors = {"output": output, "loss": increase}.get(method)
     if errors is None:
         roughest = max(formats, key=lambda format: output[format.name])
         tensors = {name: quantise(name, w, roughest) for name, w in dense.items()}
-        grown = max(swap.loss_with(unit, tensors) - before, 0.0)
+        grown = max(swap.loss_with(tensors) - before, 0.0)
         errors = {name: grown * value / (output[roughest.name] or 1) for name, value in output.items()}
     return {name: (num_bytes[name], errors[name]) for name in num_bytes}
 

@@ -53,7 +53,7 @@ def test_the_loss_is_measured_with_one_unit_swapped(model: Model) -> None:
         names = {**units(model.config), HEAD: (HEAD,)}[unit]
         source = {name: "embed" if name == HEAD and HEAD not in model.file.tensors else name for name in names}
         tensors = {name: _rough(widen(model.file.tensors[source[name]].read())) for name in names}
-        increase = swap.loss_with(unit, tensors) - swap.baseline()
+        increase = swap.loss_with(tensors) - swap.baseline()
         assert found[unit][FORMATS[0].name][1] == max(increase, 0)
     assert sum(options[FORMATS[0].name][1] > 0 for options in found.values()) > 3
 
@@ -64,12 +64,21 @@ def _rough(w: np.ndarray) -> QTensor:
 
 def test_only_the_unit_is_swapped(model: Model) -> None:
     swap = sensitivity.Swap(model, 64, loss)
-    weights = swap.weights_with("layers.0.o", {"layers.0.o": _rough(widen(model.file.tensors["layers.0.o"].read()))})
+    weights = swap.weights_with({"layers.0.o": _rough(widen(model.file.tensors["layers.0.o"].read()))})
     before, after = model.weights, weights
     assert after.layers[1] is before.layers[1] and after.head is before.head and after.embed is before.embed
     assert after.layers[0].o.weight.format == FORMATS[0] and after.layers[0].down.weight.format is None
     assert np.array_equal(after.layers[0].down.weight.codes, before.layers[0].down.weight.codes)
     assert model.weights.layers[0].o.weight.format is None  # the model stays what it was
+
+
+def test_the_loss_of_an_allocation_is_that_of_all_its_units(model: Model) -> None:
+    swap = sensitivity.Swap(model, 64, loss)
+    name = FORMATS[0].name
+    one = swap.loss_of({"layers.0.o": name}, sensitivity.by_default)
+    assert one == swap.loss_with({"layers.0.o": _rough(widen(model.file.tensors["layers.0.o"].read()))})
+    both = swap.loss_of({"layers.0.o": name, "layers.1.gate_up": name, "head": name}, sensitivity.by_default)
+    assert both != one and swap.loss_of({}, sensitivity.by_default) == swap.baseline()
 
 
 def test_scaled_losses_agree_where_they_are_measured_and_follow_the_output_error(model: Model) -> None:

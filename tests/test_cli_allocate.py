@@ -1,0 +1,129 @@
+"""Budgets in words, and a tiny model whose weights get formats by bits, by bytes and by what may be lost."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lutra import cli, cli_allocate
+from lutra.engine.llm import LLM
+from lutra.errors import RequestError
+from lutra.formats import catalog
+from lutra.model import sensitivity
+from lutra.model.inputs import units
+from tests.files.make_models import tiny_llama_gguf
+
+TEXT = "It was the best of times, it was the worst of times. " * 4
+NAMES = ("planes2-g64-mins", "planes4-g32", "int8-g32")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2.5GB", 2.5e9), ("800 MB", 8e8), ("1.2GiB", 1.2 * 2**30), ("3k", 3000), ("1e6", 1e6), ("12B", 12), ("7", 7)],
+)
+def test_sizes(text: str, size: float) -> None:
+    assert cli_allocate.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1TB", "1.2.3", "0", "inf", "nan", "1e999"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(RequestError, match="expected a size as 2.5GB"):
+        cli_allocate.parse_size(text)
+
+
+def test_increases() -> None:
+    assert cli_allocate.parse_increase("1%") == cli_allocate.parse_increase("0.01") == 0.01
+    for text in ("", "%", "-1%", "0", "much", "inf"):
+        with pytest.raises(RequestError, match="expected an increase as 1%"):
+            cli_allocate.parse_increase(text)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama_gguf(tmp_path_factory.mktemp("allocate") / "tiny.gguf")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernel times by bytes: measuring them is tests/model/test_sensitivity.py's."""
+
+    def times(wanted: dict[str, Any], formats: list[Any], rows: int, workers: object) -> dict[str, dict[str, float]]:
+        return {
+            unit: {format.name: n * k * format.bits / 8e4 for format in formats} for unit, (n, k) in wanted.items()
+        }
+
+    monkeypatch.setattr(sensitivity, "kernel_times", times)
+
+
+@pytest.fixture
+def llm(path: Path) -> LLM:
+    return LLM.load(path, threads=1, context=64)
+
+
+def test_bits_per_weight_are_kept_and_used(llm: LLM) -> None:
+    few, many = (cli_allocate.allocate(llm, TEXT, NAMES, bpw=bpw) for bpw in (4.0, 6.0))
+    names = {name for names in units(llm.config).values() for name in names}
+    for choice, bpw in ((few, 4.0), (many, 6.0)):
+        assert set(choice.formats) - {"head"} == names and set(choice.formats.values()) <= set(NAMES)
+        used = float(choice.report.split("MB, ")[1].split(" bits")[0])
+        assert bpw - 1 < used <= bpw
+        assert "one user: " in choice.report and "batched: " in choice.report and "measured" in choice.report
+    assert few.usual in NAMES and sum(few.formats[name] != many.formats[name] for name in names) > 2
+
+
+def test_a_budget_counts_what_is_not_quantised(llm: LLM) -> None:
+    chosen = set(cli_allocate.allocate(llm, TEXT, NAMES, bpw=8.6).formats.values())
+    assert chosen == {"int8-g32"}
+    rest = sum(t.read().nbytes for name, t in llm.model.file.tensors.items() if name not in _quantised(llm))
+    inner = sensitivity.num_weights(llm.config, with_head=not llm.config.tied)
+    tight = cli_allocate.allocate(llm, TEXT, NAMES, budget=str(rest + inner * 4.7 / 8))
+    assert "planes4-g32" in tight.formats.values()
+    with pytest.raises(RequestError, match="expected a budget of at least"):
+        cli_allocate.allocate(llm, TEXT, NAMES, budget=str(rest))
+
+
+def _quantised(llm: LLM) -> set[str]:
+    every = {name for names in units(llm.config).values() for name in names}
+    return every if llm.config.tied else every | {"head"}
+
+
+def test_a_limit_is_met_as_measured(llm: LLM) -> None:
+    choice = cli_allocate.allocate(llm, TEXT, NAMES, max_ppl_increase="20%")
+    measured = float(choice.report.split("perplexity ")[1].split(" %")[0])
+    assert measured <= 20
+    with pytest.raises(RequestError, match="expected formats that keep the increase below 0.00 %"):
+        cli_allocate.allocate(llm, TEXT, NAMES[:1], max_ppl_increase=str(math.ulp(1.0)))
+
+
+def test_without_a_text_the_model_writes_one(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_allocate, "TOKENS", 128)
+    assert cli_allocate.allocate(llm, None, NAMES[:2], bpw=4.0).formats
+
+
+@pytest.mark.parametrize("conditions", [{}, {"bpw": 3.0, "budget": "1MB"}])
+def test_one_condition_is_needed(llm: LLM, conditions: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="expected one of --budget"):
+        cli_allocate.allocate(llm, TEXT, NAMES, **conditions)
+
+
+def test_quantize_by_bits_per_weight(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    out = tmp_path / "small.safetensors"
+    words = ["quantize", str(path), str(out), "--bpw", "4", "--choose-from", ",".join(NAMES), "--threads", "1"]
+    words += ["--calib", str(tmp_path / "text.txt"), "--calib-windows", "1", "--calib-tokens", "32"]
+    assert cli.exit_code([*words, "--method", "clip"]) == 0
+    first = capsys.readouterr().out
+    stated = json.loads((tmp_path / "small.formats.json").read_text())
+    llm = LLM.load(out, threads=1, context=32)
+    for name, format in stated.items():
+        if not name.startswith("_"):
+            assert llm.model.file.tensors[name].read().format == catalog.find(format), name
+    assert cli.exit_code([*words, "--method", "clip"]) == 0  # asked again: the same formats, nothing measured
+    assert capsys.readouterr().out == first
+
+
+def test_no_format_and_no_budget(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.exit_code(["quantize", str(path), "out.safetensors"]) == 2
+    assert "expected --format, --budget" in capsys.readouterr().err
