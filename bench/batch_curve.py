@@ -2,7 +2,7 @@
 
     python bench/batch_curve.py [--shape 2b] [--rows 1,2,4,8,16,32] [--picture docs/pictures/batch_curve.png]
 
-Prints Markdown.  The picture needs matplotlib; without it, leave --picture out.
+Prints Markdown, and below it where a curve falls.  The picture needs matplotlib; without it, leave --picture out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tables
 
 from lutra.bench import report
 from lutra.bench.case import AUTO, Case, Model
-from lutra.bench.curve import Point, curve
+from lutra.bench.curve import Point, curve, dips
 from lutra.bench.measure import Say
 from lutra.bench.run import run
 from lutra.model.weights import Weights
@@ -30,22 +30,32 @@ def model(shape: str, word: str) -> Model:
     return Model(shape, name, order=order or AUTO)
 
 
-def draw(points: Sequence[Point], path: Path) -> None:
-    """Save one line for each format, order and number of threads."""
+def by_curve(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """The points of each format, order and number of threads."""
+    curves: dict[str, list[Point]] = {}
+    for point in points:
+        curves.setdefault(f"{point.case.model.format} {point.order}, {point.case.threads} threads", []).append(point)
+    return curves
+
+
+def shape(name: str, points: Sequence[Point]) -> str:
+    """Whether a curve rises all the way, and where it does not."""
+    falls = ", ".join(f"{ratio:.2f} of the best before at {rows} rows" for rows, ratio in dips(points))
+    return f"{name}: {falls or 'rises all the way'}"
+
+
+def draw(curves: dict[str, list[Point]], path: Path) -> None:
+    """Save one line for each curve."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines: dict[str, list[Point]] = {}
-    for point in points:
-        name = f"{point.case.model.format} {point.order}, {point.case.threads} threads"
-        lines.setdefault(name, []).append(point)
     figure, axes = pyplot.subplots(figsize=(8, 5))
-    for name, line in lines.items():
-        axes.plot([point.rows for point in line], [point.tokens.best for point in line], marker=".", label=name)
-    axes.set(xlabel="rows in a step", ylabel="tokens per second (best round)", xscale="log", yscale="log")
-    axes.set_title(f"{points[0].case.model.shape}: {report.machine_line()}", fontsize=8)
+    for name, line in curves.items():
+        axes.plot([point.rows for point in line], [point.tokens.median for point in line], marker=".", label=name)
+    axes.set(xlabel="rows in a step", ylabel="tokens per second (median of rounds)", xscale="log", yscale="log")
+    axes.set_title(f"{next(iter(curves.values()))[0].case.model.shape}: {report.machine_line()}", fontsize=8)
     axes.grid(which="both", alpha=0.3)
     axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,10 +75,11 @@ def main() -> None:
 
     def work() -> str:
         models = [model(chosen.shape, word) for word in chosen.formats.split(",")]
-        points = run(models, one, [chosen.prompt], 1, chosen.threads, tables.say, max(chosen.rows))
+        results = run(models, one, [chosen.prompt], 1, chosen.threads, tables.say, max(chosen.rows))
+        curves = by_curve([point for point in results if isinstance(point, Point)])
         if chosen.picture:
-            draw([point for point in points if isinstance(point, Point)], chosen.picture)
-        return report.render(points, "table", tables.command())
+            draw(curves, chosen.picture)
+        return "\n".join([report.render(results, "table", tables.command()), "", *map(shape, curves, curves.values())])
 
     tables.guarded(work)
 

@@ -73,6 +73,17 @@ class Point:
         return numbers
 
 
+def dips(points: Sequence[Point]) -> list[tuple[int, float]]:
+    """Where one curve falls: rows whose median of tokens per second is below that of fewer rows, and their ratio."""
+    found, most = [], 0.0
+    for point in points:
+        ratio = point.tokens.median / most if most else 1.0
+        if ratio < 1:
+            found.append((point.rows, ratio))
+        most = max(most, point.tokens.median)
+    return found
+
+
 class Steps:
     """A model that can run steps of each of `sizes` rows after case.prompt positions."""
 

@@ -78,7 +78,14 @@ def test_a_curve_is_printed_and_drawn(tmp_path: Path) -> None:
     words = ["--shape", "tiny", "--rows", "1,2", "--prompt", "4", "--rounds", "1", "--threads", "1"]
     done = run("bench/batch_curve.py", *words, "--formats", "ternary", "--picture", str(picture))
     assert done.returncode == 0, done.stderr
+    assert "ternary mad, 1 threads: " in done.stdout
     assert done.stdout.count("| tiny ") == 2 and picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_stands_between_matmuls_is_printed() -> None:
+    done = run("bench/between.py", "--shape", "tiny", "--rounds", "2", "--threads", "1,2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| whole layers ") == done.stdout.count("| matmuls alone ") == 2
 
 
 def test_speedups_are_printed_and_drawn(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lutra.bench import speedup
 from lutra.bench.case import Case, Model
-from lutra.bench.curve import STEPS, Point
+from lutra.bench.curve import STEPS, Point, dips
 from lutra.bench.speedup import Line, Pair, crossings, first_lead, speedups
 
 ROWS = (1, 4)
@@ -36,6 +36,13 @@ def test_crossings_name_every_order_but_mad() -> None:
     trit5 = [pair("trit5", rows, [seconds], [8.0]) for rows, seconds in ((1, 1.0), (4, 2.0))]
     assert crossings([mad, trit5]) == {"ternary trit5": 4}
     assert crossings([trit5]) == {} and speedup.lines([mad, trit5])[1].pairs == (mad[1], trit5[1])
+
+
+def test_dips_by_hand() -> None:
+    """Rows per second 1, 4, 3, 8: three rows in a second are three quarters of the four before."""
+    seconds = {1: 1.0, 4: 1.0, 6: 2.0, 8: 1.0}
+    points = [pair("mad", rows, [taken], [1.0]).few for rows, taken in seconds.items()]
+    assert dips(points) == [(6, 0.75)] and dips(points[:2]) == dips([]) == []
 
 
 def test_models_are_timed_beside_16_bits() -> None:
