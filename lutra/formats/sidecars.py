@@ -1,6 +1,6 @@
 """What may stand beside a quantised weight: an order of its inputs, a scale for each, a low-rank correction.
 
-    y = weight @ quantised((x * input_scale)[perm])  +  U @ (V @ x)
+    y = weight @ quantised((x * input_scale)[perm])  +  U @ (V @ x)                 `matmul` is that, to the last bit
 
 A side-car belongs to one weight of one model and says nothing about bits, so it is no axis of a Format.
 
@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lutra.errors import FormatError
+from lutra.formats import integer
 from lutra.formats.qtensor import QTensor
+from lutra.formats.reduce import dense_spec
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Adapted:
         return scaled if self.perm is None else scaled[:, self.perm]
 
     def dequantize(self) -> np.ndarray:
-        """The matrix all this is, f32 [N, K]: every sum and product rounds once."""
+        """The matrix all this is, f32 [N, K]: for looking at and measuring; `matmul` is what is computed with."""
         values = self.weight.dequantize()
         if self.perm is not None:
             ordered = np.empty_like(values)
@@ -75,6 +77,21 @@ class Adapted:
             u, v = self.low_rank
             values = values + u @ v
         return values
+
+
+def matmul(x: np.ndarray, w: Adapted) -> np.ndarray:
+    """Multiply: the weight by integers as integer.matmul, the low-rank term in floats as reduce.dense_spec, V first.
+
+    x        f32 [M, K]
+    returns  f32 [M, N]    the sum of both, rounded once
+    """
+    xq, xs = integer.quantize_activations(w.inputs(x), w.weight.format.activation_group)
+    y = integer.matmul(xq, xs, w.weight)
+    if w.low_rank is None:
+        return y
+    u, v = w.low_rank
+    total: np.ndarray = y + dense_spec(dense_spec(x, v), u)
+    return total
 
 
 def _expect(name: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:

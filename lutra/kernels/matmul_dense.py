@@ -1,7 +1,7 @@
 """y = x @ w.T for weights stored as f32, f16 or bf16.
 
 out = (p0 + p2) + (p1 + p3), where p_i adds x[k] * w[k] for k = i, i + 4, i + 8, ... in ascending order, every multiply
-and add rounded to f32.  `dense_spec` is that in NumPy.  One task is one pair of row tiles times `tile_m` rows.
+and add rounded to f32: formats/reduce.dense_spec.  One task is one pair of row tiles times `tile_m` rows.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from lutra.compiler.language import (
 from lutra.compiler.launch import Step
 from lutra.compiler.types import DTYPES
 from lutra.errors import KernelError
+from lutra.formats.reduce import PARTIALS
+from lutra.formats.reduce import dense_spec as dense_spec  # this kernel's meaning
 from lutra.kernels import tuned
 from lutra.kernels.buffers import LINE_BYTES, check_state
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
@@ -38,17 +40,6 @@ from lutra.kernels.plan import Plan
 from lutra.kernels.tiles import ROWS, TiledWeight
 
 BLOCK = 256  # columns of a pair that stay in the first cache: 16 or 32 KiB
-PARTIALS = 4  # strided partial sums: enough independent adds to hide their latency
-
-
-def dense_spec(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """The kernel's arithmetic: x f32 [M, K], w f32, f16 or bf16 [N, K] → f32 [M, N]."""
-    partial = np.zeros((PARTIALS, len(x), len(w)), np.float32)
-    wide = w.astype(np.float32)
-    for k in range(x.shape[1]):
-        partial[k % PARTIALS] += x[:, k, None] * wide[None, :, k]
-    p0, p1, p2, p3 = partial
-    return np.asarray((p0 + p2) + (p1 + p3))
 
 
 @kernel

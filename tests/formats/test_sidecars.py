@@ -6,7 +6,7 @@ import pytest
 from lutra.errors import FormatError
 from lutra.formats import catalog
 from lutra.formats.qtensor import QTensor
-from lutra.formats.sidecars import Adapted
+from lutra.formats.sidecars import Adapted, matmul
 
 
 def weight(values):
@@ -16,13 +16,22 @@ def weight(values):
 
 
 def test_all_by_hand():
-    """Inputs (1, 10, 100) scaled by (2, 1, 1) and taken in the order 2, 0, 1 are (100, 2, 10); +1 0 -1 of them is 90."""
+    """Inputs (1, 10, 100) scaled by (2, 1, 1), taken in the order 2, 0, 1, are (100, 2, 10); +1 0 -1 of them is 90."""
     adapted = Adapted(weight([[1, 0, -1]]), np.array([2, 0, 1], np.int32), np.array([2, 1, 1], np.float32),
                       (np.array([[3]], np.float32), np.array([[1, 0, 0]], np.float32)))  # fmt: skip
     x = np.array([[1, 10, 100]], np.float32)
     assert adapted.inputs(x).tolist() == [[100, 2, 10]]
     assert adapted.dequantize().tolist() == [[3, -1, 1]]  # column 0: 0 * 2 + 3; columns 1, 2: -1 and +1
     assert (x @ adapted.dequantize().T).tolist() == [[100 - 10 + 3]]
+
+
+def test_multiplication_by_hand():
+    """Inputs (127, 2, 1) scaled by (1, 2, 3), taken in the order 0, 2, 1: (127, 3, 4), their own int8 codes."""
+    w, x = weight([[1, -1, 1]]), np.array([[127, 2, 1]], np.float32)
+    plain = Adapted(w, np.array([0, 2, 1], np.int32), np.array([1, 2, 3], np.float32))
+    assert matmul(x, plain).tolist() == [[127 - 3 + 4]]
+    both = Adapted(w, plain.perm, plain.input_scale, (np.array([[10]], np.float32), np.array([[0, 1, 2]], np.float32)))
+    assert matmul(x, both).tolist() == [[128 + 10 * (2 + 2 * 1)]]  # V @ x is 4
 
 
 def test_without_sidecars_it_is_the_weight():
