@@ -1,4 +1,4 @@
-"""Memory and time that quantising a model takes: a random Llama of a named shape, written to disk, then `lutra quantize`.
+"""Memory and time that quantising a model takes: a random Llama of a named shape, then `lutra quantize` in a process.
 
     python bench/quantise_1b.py                                    # 1b by rtn, hlq and gptq: a table on stdout
     python bench/quantise_1b.py --shape 7b --layers 2 --method gptq
@@ -157,8 +157,8 @@ def main() -> None:
                 digest = hashlib.sha256(out.read_bytes()).hexdigest()
                 out.unlink()
                 killed_and_resumed(arguments, options.kill * seconds)
-                same = hashlib.sha256(out.read_bytes()).hexdigest() == digest
-                print(f"killed after {options.kill * seconds:.0f} s and resumed: {'the same file' if same else 'ANOTHER'}")
+                said = "the same file" if hashlib.sha256(out.read_bytes()).hexdigest() == digest else "ANOTHER FILE"
+                print(f"killed after {options.kill * seconds:.0f} s and resumed: {said}")
             out.unlink()
 
 
