@@ -26,6 +26,7 @@ import numpy as np
 
 from lutra.compiler.kernel import kernel
 from lutra.compiler.language import (
+    Operand,
     Pointer,
     Value,
     Var,
@@ -40,6 +41,7 @@ from lutra.compiler.language import (
     load,
     lookup,
     loop,
+    maximum,
     minimum,
     prefetch,
     select,
@@ -147,12 +149,13 @@ class Source:
     steps: Value
     plan: Plan
 
-    def quarters(self, group: Value, first: int) -> list[Value]:
+    def quarters(self, group: Operand, first: int, last: Value | None = None) -> list[Value]:
         """Four steps of 16 rows, a step a byte, for the quarters of a pass: u8x64.
 
-        Steps behind the last one repeat it; their activations are 0.
+        last   the last step there is, where a group may reach beyond: it is repeated, and its activations are 0
         """
-        steps = [minimum(group * GROUP + i, self.steps - 1) for i in range(GROUP)]
+        steps = [group * GROUP + i for i in range(GROUP)]
+        steps = steps if last is None else [minimum(step, last) for step in steps]
         a, b, c, d = (load(self.codes, self.tile + (step * TILE + self.vector * VECTOR), VECTOR) for step in steps)
         return [
             interleave(interleave(a, b, 1, quarter // 2), interleave(c, d, 1, quarter // 2), 2, quarter % 2)
@@ -193,12 +196,25 @@ def multiply(source: Source, x: X, table: Value, first: int) -> list[list[Value]
         [[var(none if part else x.start(m)) for part in range(plan.accumulators)] for _ in range(plan.tiles)]
         for m in range(len(x.rows))
     ]
-    groups = (source.steps + (GROUP - 1)) // GROUP
-    for group in loop(0, groups):
-        if plan.second_bytes:
-            source.fetch_ahead(groups, group, first)
-        for quarter, byte in enumerate(source.quarters(group, first)):
-            add_quarter([row[quarter] for row in acc], x, group, take_apart(byte, table, plan.accumulators))
+    groups, last = (source.steps + (GROUP - 1)) // GROUP, source.steps - 1
+    bounds = 0, maximum(source.steps // GROUP - 1, 0), groups
+
+    def looked_up(group: Operand, last: Value | None) -> list[tuple[Value, Value]]:
+        return [look_up(byte, table) for byte in source.quarters(group, first, last)]
+
+    # one group ahead: else the dot products that wait for a lookup fill the CPU's queue, and nothing overlaps
+    ready = [tuple(var(part) for part in one) for one in looked_up(const(0, i64), last)]
+    for begin, end, limit in ((*bounds[:2], None), (*bounds[1:], last)):
+        for group in loop(begin, end):
+            if plan.second_bytes:
+                source.fetch_ahead(groups, group, first)
+            now = [(four.get(), highest.get()) for four, highest in ready]
+            for slots, parts in zip(ready, looked_up(group + 1, limit), strict=True):
+                for slot, part in zip(slots, parts, strict=True):
+                    slot.set(part)
+            for quarter, (four, highest) in enumerate(now):
+                codes = take_apart(four, highest, plan.accumulators)
+                add_quarter([row[quarter] for row in acc], x, group, codes)
     return [[_total([part.get() for part in parts]) for parts in row] for row in acc]
 
 
@@ -224,15 +240,20 @@ def field_of(place: int, fields: int) -> int:
     return place % fields if place < FIELDS_PLACES else 0
 
 
-def take_apart(byte: Value, table: Value, fields: int) -> list[Value]:
-    """Codes 0 .. 2 of the five places, those of field f times 4**f."""
+def look_up(byte: Value, table: Value) -> tuple[Value, Value]:
+    """Fields of the four low places, and codes of the highest: u8x64 each."""
     negative, magnitude = byte >= NEGATIVE, byte & (NEGATIVE - 1)
     four = lookup(table, magnitude)
-    words = bitcast(select(negative, 0xAA - four, four), u32)
+    highest = select(magnitude >= HIGHEST, const(2, u8, VECTOR), const(1, u8, VECTOR))
+    return select(negative, 0xAA - four, four), select(negative, 2 - highest, highest)
+
+
+def take_apart(four: Value, highest: Value, fields: int) -> list[Value]:
+    """Codes 0 .. 2 of the five places, those of field f times 4**f."""
+    words = bitcast(four, u32)
     codes = []
     for place in range(FIELDS_PLACES):
         field = field_of(place, fields)
         moved = words >> 2 * (place - field) if place > field else words
         codes.append(bitcast(moved, u8) & 3 << 2 * field)
-    highest = select(magnitude >= HIGHEST, const(2, u8, VECTOR), const(1, u8, VECTOR))
-    return [*codes, select(negative, 2 - highest, highest)]
+    return [*codes, highest]

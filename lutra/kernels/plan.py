@@ -55,6 +55,7 @@ PLANS: dict[tuple[str, str, int], Plan] = {
     ("trit5", "avx512", 2): Plan(tiles=4, accumulators=2, unroll=1, prefetch_bytes=0, second_bytes=FAR),
     ("trit5", "avx512", 4): Plan(tiles=4, accumulators=1, unroll=1, prefetch_bytes=0, second_bytes=FAR),
     ("trit5", "avx512", 8): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=0, second_bytes=FAR),
+    ("trit5", "avx512", 16): Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=0, second_bytes=FAR),
     # 128-bit registers, four to a vector: partial sums of one row tile or of two, not both, or registers spill
     ("mad", "i8mm", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
     ("mad", "dotprod", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),

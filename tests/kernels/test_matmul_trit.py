@@ -21,7 +21,7 @@ from tests.kernels.linears import random_weight, run, state
 ISAS = [target.isa for target in targets.available()]
 NATIVE = ISAS[0]
 BLOCKS = choose.row_blocks("trit5", NATIVE)
-ROWS = 40  # of the buffers; a multiple of every tile_m below
+ROWS = 48  # of the buffers; a multiple of every tile_m below
 TERNARY = catalog.ternary()
 
 
@@ -231,14 +231,14 @@ def test_what_does_not_fit_is_refused():
             tile_trit(random_weight(format, 4, 128))
     with pytest.raises(KernelError, match="expected a weight in trit5 order, got mad"):
         bind(tile_mad(w))
-    with pytest.raises(KernelError, match="places .40, 96., .*, got xs .*with_trits=True"):
+    with pytest.raises(KernelError, match="places .48, 96., .*, got xs .*with_trits=True"):
         bind(x=allocate(ROWS, 64, TERNARY), tile_m=2)
-    with pytest.raises(KernelError, match="got places .40, 128."):
+    with pytest.raises(KernelError, match="got places .48, 128."):
         bind(x=allocate(ROWS, 86, TERNARY, with_trits=True), tile_m=2)
     if matmul_trit.looks_up(1):
-        with pytest.raises(KernelError, match="trits .40, 13, 64., .*, got xs .*with_trits=True"):
+        with pytest.raises(KernelError, match="trits .48, 13, 64., .*, got xs .*with_trits=True"):
             bind(x=allocate(ROWS, 64, TERNARY))
-        with pytest.raises(KernelError, match="got trits .40, 14, 64."):
+        with pytest.raises(KernelError, match="got trits .48, 14, 64."):
             bind(x=allocate(ROWS, 66, TERNARY, with_trits=True))
     with pytest.raises(KernelError, match="expected activations sorted by place, got none"):
         trit_places.bind(allocate(ROWS, 64, TERNARY), state(1))
@@ -246,5 +246,5 @@ def test_what_does_not_fit_is_refused():
         trit_tables.bind(allocate(ROWS, 64, TERNARY), state(1))
     with pytest.raises(KernelError, match="expected an epilogue"):
         bind(epilogue="gelu")
-    with pytest.raises(KernelError, match="multiple of 3 rows"):
-        bind(tile_m=3)
+    with pytest.raises(KernelError, match="multiple of 5 rows"):
+        bind(tile_m=5)
