@@ -237,8 +237,8 @@ def with_gptq(base: Quantise, make: Formats, act_order: bool = False) -> Calibra
     return made
 
 
-def with_awq(base: Quantise) -> Calibrated:
-    """Scale the inputs that linears share, quantise, and take the scale out again."""
+def with_awq(quantise: Quantise) -> Calibrated:
+    """Scale the inputs that linears share as plain rounding likes it best, quantise, and take the scale out again."""
 
     def made(ground: Ground, bits: int, group: int) -> Callable[[str, np.ndarray], np.ndarray]:
         form, weights, scales = asymmetric(bits)(group), ground.story.weights, {}
@@ -246,10 +246,10 @@ def with_awq(base: Quantise) -> Calibrated:
             for names in ([f"layers.{layer}.{name}" for name in shared] for shared in SHARING):
                 x = ground.inputs[names[0]]
                 some = x[:: max(1, len(x) // AWQ_SAMPLE)]
-                scale = awq.search_scale([weights[name] for name in names], some, [form] * len(names), base,
-                                         np.abs(x).mean(0))  # fmt: skip
+                scale = awq.search_scale([weights[name] for name in names], some, [form] * len(names),
+                                         x_mean=np.abs(x).mean(0))  # fmt: skip
                 scales |= {name: scale for name in names}
-        return lambda name, w: base(w * scales[name], form).dequantize() / scales[name]
+        return lambda name, w: quantise(w * scales[name], form).dequantize() / scales[name]
 
     return made
 

@@ -174,16 +174,18 @@ def _read(squeezed: Squeezed, count: int) -> np.ndarray:
     if last < 0 or at[0] != 0 or (np.diff(at) < 0).any() or int(squeezed.starts.max()) > last:
         raise FormatError(f"expected blocks that begin one after another in {len(words)} words; {DAMAGED}")
     ends, short = at[1:], count - (len(at) - 1) * BLOCK  # the last block may be short
-    high = np.empty((len(at), BLOCK), np.uint8)
+    high, end = np.empty((len(at), BLOCK), np.uint8), 0
     for step in range(min(BLOCK, count)):
-        at = at[:-1] if step == short else at
+        if step == short:
+            at, end = at[:-1], int(at[-1])
         word = at >> 5
         window = (words[word] | words[word + 1] << np.uint64(32)) >> (at & 31).astype(np.uint64)
         index = (window & np.uint64(2**MAX_LENGTH - 1)).astype(np.intp)
         high[: len(at), step] = values[index]
         at = np.minimum(at + sizes[index], last)
-    if (at[: len(ends)] != ends).any():
-        raise FormatError(f"expected every block to end where the next begins; {DAMAGED}")
+    end = int(at[-1]) if len(at) > len(ends) else end
+    if (at[: len(ends)] != ends).any() or end // 32 != len(words) - 3:  # words stop where the codes do
+        raise FormatError(f"expected every block to end where the next begins, the last where words do; {DAMAGED}")
     return high.reshape(-1)[:count]
 
 

@@ -24,6 +24,7 @@ LARGEST_CONDITION = 1e6
 # Starts of two scales, of max|w|: levels then lie closer around 0.  Normal weights, groups of 128: 15.4 dB from
 # plane by plane alone, 15.5 with (0.75, 0.25), 15.9 with these
 SHARES = ((0.5, 0.3), (0.4, 0.24), (0.6, 0.4))
+TIED_SHARES = ((0.75, 0.25), (0.6, 0.2), (0.45, 0.15))
 
 
 def trit_planes(w: np.ndarray, format: Format, *, tied: bool = False, rounds: int = ROUNDS) -> QTensor:
@@ -46,7 +47,7 @@ def trit_planes(w: np.ndarray, format: Format, *, tied: bool = False, rounds: in
     offset = format.offset == "mins"
 
     def fit(rows: np.ndarray) -> Fitted:
-        tries = [_improve(rows, start, offset, tied, rounds) for start in _starts(rows, format.terms)]
+        tries = [_improve(rows, start, offset, tied, rounds) for start in _starts(rows, format.terms, tied)]
         winner = np.argmin([error for *_, error in tries], 0)
         which = np.arange(len(rows))
         scales, mins, trits = (np.stack(found)[winner, which] for found in list(zip(*tries, strict=True))[:3])
@@ -93,14 +94,16 @@ def best_scale(rows: np.ndarray) -> np.ndarray:
     return scale.astype(rows.dtype)
 
 
-def _starts(rows: np.ndarray, planes: int) -> list[np.ndarray]:
+def _starts(rows: np.ndarray, planes: int, tied: bool) -> list[np.ndarray]:
     """Return scales [M, planes] to start from: plane by plane, each the best for the rest; for two also SHARES."""
+    most = np.abs(rows).max(1, keepdims=True)
+    if tied:
+        return [most * np.array(shares, rows.dtype) for shares in TIED_SHARES]
     rest, scales = rows, []
     for _ in range(planes):
         scale = best_scale(rest)
         rest = rest - scale[:, None] * np.sign(rest) * (np.abs(rest) > scale[:, None] / 2)
         scales.append(scale)
-    most = np.abs(rows).max(1, keepdims=True)
     return [np.stack(scales, 1), *(most * np.array(shares, rows.dtype) for shares in (SHARES if planes == 2 else ()))]
 
 

@@ -108,8 +108,9 @@ def vptq(w: np.ndarray, hessian: np.ndarray | None = None, *, length: int = 8, c
     w = as_finite_f32(w)
     books_fit = all(2 <= size <= MAX_CENTROIDS for size in (centroids, residual or 2))
     if not (2 <= length <= 16 and 0 <= outliers <= 0.5 and books_fit):
-        raise FormatError(f"expected vectors of 2 to 16 weights, 2 to {MAX_CENTROIDS} centroids and at most half "
-                          f"of the columns as outliers, got {length}, {centroids}, {residual} and {outliers}; choose others")
+        raise FormatError(f"expected vectors of 2 to 16 weights, codebooks of 2 to {MAX_CENTROIDS} and at most half "
+                          f"of the columns as outliers, got {length}, {centroids}, {residual} and {outliers}; choose "
+                          "others")  # fmt: skip
     scale, bias = _normalisation(w) if normalise else (None, None)
     target = w if scale is None or bias is None else (w - bias) / scale
     if hessian is not None and scale is not None:
