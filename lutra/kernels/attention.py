@@ -151,9 +151,9 @@ def _make(cache: DType) -> Kernel:
                 for slot in loop(0, item.num_slots):
                     clear_part(parts, item.total(slot), shape.record)
             for piece in item.pieces():
-                _score(item, piece, shape, q, q_stride, keys, blocks, scores, scale)
+                _score(item, piece, shape, q, q_stride, keys, blocks, scores, scale, values)
                 _weigh(item, piece, shape, scores, parts)
-                _gather(item, piece, shape, values, blocks, scores, parts)
+                _gather(item, piece, shape, values, blocks, scores, parts, keys)
                 if not split:
                     for slot in loop(0, item.num_slots):
                         merge_part(parts, item.total(slot), item.part(slot, (slot, slot), piece), shape.record)
@@ -181,7 +181,7 @@ class Shape:
 
 def _score(
     item: Item, piece: Value, shape: Shape, q: Value, q_stride: Value, keys: Value, blocks: Value, scores: Value,
-    scale: Value,
+    scale: Value, values: Value,
 ) -> None:  # fmt: skip
     """Scores of all queries of an item and the positions of a piece; -infinity for those a row does not see."""
     head_dim, tile, size = shape.head_dim, shape.tile, shape.head_dim * BLOCK
@@ -194,6 +194,9 @@ def _score(
 
             def add(d: Value | int, i: int) -> None:
                 ks = [_vector(keys, (first + b) * size + d * BLOCK + i * BLOCK, i, size) for b in range(shape.together)]  # noqa: B023
+                if item.piece is not None and i % _per_line(values) == 0:  # the values are as many, and read next
+                    for b in range(shape.together):
+                        prefetch(values, (first + b) * (BLOCK * padded(head_dim)) + d * BLOCK + i * BLOCK)  # noqa: B023
                 for source, accs in zip(sources, sums, strict=True):  # noqa: B023
                     x = splat(load(q, source + d + i), BLOCK)
                     for acc, k in zip(accs, ks, strict=True):
@@ -234,7 +237,9 @@ def _weigh(item: Item, piece: Value, shape: Shape, scores: Value, parts: Value) 
         store(parts, record + NUM_LANES, total.get())
 
 
-def _gather(item: Item, piece: Value, shape: Shape, values: Value, blocks: Value, scores: Value, parts: Value) -> None:
+def _gather(
+    item: Item, piece: Value, shape: Shape, values: Value, blocks: Value, scores: Value, parts: Value, keys: Value
+) -> None:  # fmt: skip
     """out of the record of the piece = weights times values."""
     # STRIDE positions at a time, whose values stay in the nearest cache from one tile to the next
     columns, width, end = padded(shape.head_dim), shape.span * NUM_LANES, item.num_blocks(piece) * BLOCK
@@ -254,6 +259,9 @@ def _gather(item: Item, piece: Value, shape: Shape, values: Value, blocks: Value
                     for u in range(UNROLL):
                         at = (first + j + u) * columns + start
                         vs = [_vector(values, at + i * NUM_LANES, i, BLOCK * columns) for i in range(shape.span)]
+                        if item.piece is not None:  # the next piece of keys
+                            for i in range(0, shape.span, _per_line(keys)):
+                                prefetch(keys, (first + PIECE + j + u) * shape.head_dim + start + i * NUM_LANES)
                         for i, accs in enumerate(outs):
                             p = splat(load(scores, (item.first_slot + slot + i) * PIECE + j + u), NUM_LANES)
                             for acc, v in zip(accs, vs, strict=True):
@@ -265,9 +273,14 @@ def _gather(item: Item, piece: Value, shape: Shape, values: Value, blocks: Value
 
 def _vector(cache: Value, at: Value, i: int, ahead: int) -> Value:
     """16 numbers of the cache; the line `ahead` numbers further is asked for, once for the vectors i that share it."""
-    if i % max(1, 4 // cache.type.dtype.size_bytes) == 0:
+    if i % _per_line(cache) == 0:
         prefetch(cache, at + ahead)
     return convert(load(cache, at, NUM_LANES), f32)
+
+
+def _per_line(cache: Value) -> int:
+    """Vectors of 16 numbers that share a cache line."""
+    return max(1, 4 // cache.type.dtype.size_bytes)
 
 
 KERNELS = {name: _make(dtype) for name, (dtype, _) in FLOATS.items()}

@@ -215,9 +215,9 @@ def attention_codes(
                 clear_part(parts, item.total(slot), shape.record)
         for piece in item.pieces():
             block = item.kv * blocks + piece * PIECE_BLOCKS
-            _score(item, piece, shape, queries, keys, key_scales, block, scores)
+            _score(item, piece, shape, queries, keys, key_scales, block, scores, values)
             _weigh(item, piece, shape, integer_weights, value_scales, block)
-            _gather(item, piece, shape, integer_weights, values, block)
+            _gather(item, piece, shape, integer_weights, values, block, keys)
             if not split:
                 for slot in loop(0, item.num_slots):
                     merge_part(parts, item.total(slot), item.part(slot, (slot, slot), piece), shape.record)
@@ -279,8 +279,9 @@ class Weights:
 
 
 def _score(
-    item: Item, piece: Value, shape: Shape, rows: Rows, keys: Value, scales: Value, block: Value, scores: Value
-) -> None:
+    item: Item, piece: Value, shape: Shape, rows: Rows, keys: Value, scales: Value, block: Value, scores: Value,
+    values: Value,
+) -> None:  # fmt: skip
     """Scores of all queries of an item and the positions of a piece; -infinity for those a row does not see."""
     kind, words, together = shape.kind, shape.key_words, shape.together
     for quarter in loop(0, _strides(item, piece) * _QUARTERS, together):
@@ -290,9 +291,12 @@ def _score(
             accs = [_Sums(together, kind.parts) for _ in queries]
             for word in loop(0, words):
                 stored = [
-                    _fetch(keys, ((block + quarter + i) * words + word) * (4 * BLOCK), words * (4 * BLOCK) * together)
+                    _fetch(keys, ((block + quarter + i) * words + word) * (4 * BLOCK), words * (4 * STRIDE))
                     for i in range(together)
                 ]
+                if item.piece is not None:  # a piece of values is as large as one of keys, and read next
+                    for i in range(together):
+                        prefetch(values, ((block + quarter + i) * words + word) * (4 * BLOCK))
                 for i in range(kind.per_byte):
                     codes = [_code(v, i, kind) for v in stored]
                     for index, acc in zip(indices, accs, strict=True):
@@ -358,7 +362,9 @@ def _weigh(item: Item, piece: Value, shape: Shape, room: Weights, scales: Value,
             store(room.parts, record + (1 + i) * NUM_LANES, acc.get())
 
 
-def _gather(item: Item, piece: Value, shape: Shape, room: Weights, values: Value, block: Value) -> None:
+def _gather(
+    item: Item, piece: Value, shape: Shape, room: Weights, values: Value, block: Value, keys: Value
+) -> None:  # fmt: skip
     """out of the record of the piece = weights times codes, 64 positions at a time."""
     kind, vectors, size = shape.kind, shape.vectors, STRIDE * NUM_LANES
     for step in loop(0, _strides(item, piece)):
@@ -370,9 +376,12 @@ def _gather(item: Item, piece: Value, shape: Shape, room: Weights, values: Value
                 own = item.first_slot + slot
                 for quad in loop(0, STRIDE // 4):
                     stored = [
-                        _fetch(values, start + i * size + quad * (4 * NUM_LANES), shape.span * size)
+                        _fetch(values, start + i * size + quad * (4 * NUM_LANES), vectors * size)
                         for i in range(shape.span)
                     ]
+                    if item.piece is not None:  # the next piece of keys
+                        for i in range(shape.span):
+                            prefetch(keys, start + i * size + quad * (4 * NUM_LANES) + _STRIDES * vectors * size)
                     codes = [[_code(v, i, kind) for v in stored] for i in range(kind.per_byte)]
                     for h, acc in enumerate(accs):
                         for part in range(kind.parts):

@@ -52,7 +52,7 @@ from lutra.kernels.rope import BLOCK, chunks
 PIECE = 256  # positions; merging takes 3 % (f16) to 7 % (int4) of attention, and twice as many gained nothing
 PIECE_BLOCKS = PIECE // BLOCK
 LOWEST, HIGHEST = -1e30, 1e30  # of scores; NaN counts as LOWEST, and a position after the row's own as -infinity
-TASKS = 64  # that items are dealt to
+TASKS = 32  # that items are dealt to; each has scratch of its own, and much of it would push the cache out of L2
 SPLIT_ROWS = 8  # rows up to which pieces are items of their own
 BLOCK_ROWS, BLOCK_QUERIES = 8, 32  # rows of a block: at least so many, and more where few heads share a key
 
