@@ -8,6 +8,7 @@ import pytest
 from lutra.compiler.launch import Workers
 from lutra.errors import RequestError
 from lutra.formats import catalog
+from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
 from lutra.model import sensitivity
 from lutra.model.inputs import HEAD, collect, units
@@ -58,6 +59,10 @@ def test_the_loss_is_measured_with_one_unit_swapped(model: Model) -> None:
     assert sum(options[FORMATS[0].name][1] > 0 for options in found.values()) > 3
 
 
+def _quick(name: str, w: np.ndarray, format: Format) -> QTensor:
+    return round_to_nearest(w, format)
+
+
 def _rough(w: np.ndarray) -> QTensor:
     return sensitivity.by_default("", w, FORMATS[0])
 
@@ -83,11 +88,12 @@ def test_the_loss_of_an_allocation_is_that_of_all_its_units(model: Model) -> Non
 
 def test_scaled_losses_agree_where_they_are_measured_and_follow_the_output_error(model: Model) -> None:
     scaled, measured, output = (
-        sensitivity.measure(model, [TOKENS], FORMATS, loss, method) for method in ("scaled", "loss", "output")
+        sensitivity.measure(model, [TOKENS], FORMATS[::2], loss, method, _quick)
+        for method in ("scaled", "loss", "output")
     )
     name = FORMATS[0].name
     for unit, options in scaled.items():
-        assert options[name][1] == measured[unit][name][1]
+        assert options[name][1] == pytest.approx(measured[unit][name][1], rel=1e-9)
         ratio = output[unit]["int8-g32"][1] / output[unit][name][1]
         assert options["int8-g32"][1] == pytest.approx(options[name][1] * ratio)
 
