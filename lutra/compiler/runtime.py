@@ -16,7 +16,7 @@ thread of other workers, which cut a launch into other shares, must not take the
 
 from __future__ import annotations
 
-AHEAD_BYTES = 64 << 10  # what a thread reads in some 5 us; more is wasted when its CPU is taken and others run its share
+AHEAD_BYTES = 64 << 10  # read in some 5 us by a thread; more is wasted when its CPU is taken and others run its share
 SPINS = 4000  # pauses between runs, before a helper sleeps
 PATIENCE = 400  # looks at an unfinished launch, before the CPU is given up: others may need it to finish
 
