@@ -147,11 +147,13 @@ def allocate(
 
 def _other_bytes(llm: "LLM", costs: "Costs") -> float:
     """Bytes of a file that stay: the embedding and whatever else is not in the table, as stored."""
+    from lutra.formats.sidecars import Adapted
     from lutra.model.sensitivity import per_tensor
 
     chosen = per_tensor(dict.fromkeys(costs, ""), llm.config)
     left = [tensor.read() for name, tensor in llm.model.file.tensors.items() if name not in chosen]
-    return float(sum(values.nbytes for values in left))
+    stored = [values.weight if isinstance(values, Adapted) else values for values in left]
+    return float(sum(int(values.nbytes) for values in stored))
 
 
 def _bytes_for(swap: "Swap", table: "Table", limit: float) -> float:

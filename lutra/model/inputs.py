@@ -88,4 +88,4 @@ def _normalised(x: np.ndarray, weight: np.ndarray | None, eps: float) -> np.ndar
     if weight is None:
         return x.copy()
     square = np.mean(np.square(x, dtype=np.float64), 1, keepdims=True)
-    return (x / np.sqrt(square + eps) * weight[: x.shape[1]]).astype(np.float32)
+    return np.asarray(x / np.sqrt(square + eps) * weight[: x.shape[1]], np.float32)

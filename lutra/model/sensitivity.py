@@ -93,8 +93,10 @@ class Swap:
 
     def _scorer(self, weights: Weights) -> Transformer:
         t = self.model.transformer
-        options = {"factors": t.factors, "isa": t.isa, "kv": t.kv, "prefill_workers": t.prefill_workers}
-        return Transformer(t.config, weights, t.workers, self.context, all_logits=True, **options)
+        return Transformer(
+            t.config, weights, t.workers, self.context, all_logits=True, factors=t.factors, isa=t.isa, kv=t.kv,
+            prefill_workers=t.prefill_workers,
+        )  # fmt: skip
 
 
 def _in_memory(tensor: LazyTensor, value: QTensor) -> LazyTensor:

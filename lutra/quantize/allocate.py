@@ -47,7 +47,8 @@ class Front:
     def allocation(self, point: int) -> Allocation:
         """The formats that make up a point."""
         found: Allocation = {}
-        for (tensor, options), (origin, taken) in zip(reversed(self.table.items()), reversed(self.stages), strict=True):
+        steps = list(zip(self.table.items(), self.stages, strict=True))
+        for (tensor, options), (origin, taken) in reversed(steps):
             found[tensor] = list(options)[taken[point]]
             point = int(origin[point])
         return {tensor: found[tensor] for tensor in self.table}
