@@ -5,9 +5,10 @@ The meaning of stored scales is formats/scales.py's; of two levels the product i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lutra.compiler.language import Operand, Value, bitcast, convert, f16, f32, i32, load, maximum, u16
+from lutra.compiler.language import Operand, Value, bitcast, convert, f16, f32, i32, load, loop, maximum, u16
 from lutra.formats.format import Format
 from lutra.kernels.tiles import CHUNK, PAIR
 from lutra.kernels.unpack import load_as
@@ -31,7 +32,9 @@ class Beside:
     @property
     def num_groups(self) -> Operand:
         size = self.format.group_size
-        return self.chunks * CHUNK // size if size else 1
+        if size >= CHUNK:
+            return self.chunks // (size // CHUNK)
+        return self.chunks * (CHUNK // size) if size else 1
 
     def scale(self, row: Row, group: Operand, term: Operand = 0) -> Value:
         """f32: the scales of one term in one group."""
@@ -55,7 +58,8 @@ class Beside:
             return lower
         if not f.super_group:
             return lower * self._load(upper, f.super_dtype, row, 1, 0)
-        supers = (self.chunks * CHUNK + (f.super_group - 1)) // f.super_group
+        per_super = f.super_group // CHUNK
+        supers = (self.chunks + (per_super - 1)) // per_super
         return lower * self._load(upper, f.super_dtype, row, supers, group * f.group_size // f.super_group)
 
     def _load(self, pointer: Value, kind: str, row: Row, columns: Operand, column: Operand) -> Value:
@@ -72,6 +76,11 @@ class Row:
 
     def index(self, columns: Operand, column: Operand) -> Value:
         return (self.pair * columns + column) * PAIR + self.first
+
+
+def terms_of(format: Format) -> Iterator[Operand]:
+    """Each term of a group.  A loop in the machine code too, or the code outgrows the cache of decoded instructions."""
+    yield from loop(0, format.terms) if format.terms > 1 else [0]
 
 
 def stored_chunk(format: Format, chunks: Value, chunk: Value, group: Operand, term: Operand) -> Value:

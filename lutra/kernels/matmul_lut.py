@@ -50,11 +50,11 @@ from lutra.errors import KernelError
 from lutra.formats.format import Format
 from lutra.kernels import activations
 from lutra.kernels.activations import Activations
+from lutra.kernels.beside import Beside, Row, terms_of
 from lutra.kernels.buffers import check_state
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
-from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
+from lutra.kernels.tiles import CHUNK, ROWS, TiledWeight
 from lutra.kernels.tiles_lut import HALF_BITS, TABLE_BIAS, TILE
-from lutra.kernels.unpack import load_as
 
 VECTOR = 64  # index bytes of one pair of quads
 PARTS = TILE // ROWS  # int32 vectors that hold the sums of a tile
@@ -76,6 +76,8 @@ def matmul_lut(
     scales: Pointer[u8],
     zeros: Pointer[u8],
     mins: Pointer[u8],
+    super_scales: Pointer[u8],
+    super_mins: Pointer[u8],
     tables: Pointer[u8],
     xs: Pointer[f32],
     sums: Pointer[i32],
@@ -98,25 +100,29 @@ def matmul_lut(
     blocks = (load(state, 0) + (tile_m - 1)) // tile_m
     tile = task // blocks
     rows = [(task % blocks) * tile_m + m for m in range(tile_m)]
-    shape = Shape(format, chunks)
+    shape, beside = Shape(format, chunks), Beside(scales, zeros, mins, super_scales, super_mins, chunks, format)
     with when(tile * 2 < pairs):
         outs = [[var(const(0.0, f32, ROWS)) for _ in range(PARTS)] for _ in rows]
         for group in loop(0, shape.num_groups):
-            acc = [[[var(const(0, i32, ROWS)) for _ in range(HALVES)] for _ in range(PARTS)] for _ in rows]
-            for step in loop(group * shape.group_steps, (group + 1) * shape.group_steps):
-                starts = [shape.table_start(row, step) for row in rows]
-                look_up(acc, codes, shape.code_start(tile, step), tables, starts, shape, vectors_at_once)
-            for m, row in enumerate(rows):
-                xsum = load(sums, row * shape.num_groups + group)
-                x_scale = splat(load(xs, row * shape.num_groups + group if format.activation_group else row), ROWS)
+            for term in terms_of(format):
+                acc = [[[var(const(0, i32, ROWS)) for _ in range(HALVES)] for _ in range(PARTS)] for _ in rows]
+                for step in loop(group * shape.group_steps, (group + 1) * shape.group_steps):
+                    starts = [shape.table_start(row, step) for row in rows]
+                    at = shape.code_start(tile, shape.stored_step(step, group, term))
+                    look_up(acc, codes, at, tables, starts, shape, vectors_at_once)
+                for m, row in enumerate(rows):
+                    xsum, x_scale = shape.inputs(sums, xs, row, group)
+                    for part in range(PARTS):
+                        place = Row(tile * 2 + part // 2, part % 2 * ROWS, ROWS)
+                        dots = code_sums(acc[m][part], xsum, shape)
+                        if format.offset == "zeros":
+                            dots = dots - beside.zero(place, group) * splat(xsum, ROWS)
+                        outs[m][part] += convert(dots, f32) * (beside.scale(place, group, term) * x_scale)
+            for m, row in enumerate(rows if format.offset == "mins" else []):
+                xsum, x_scale = shape.inputs(sums, xs, row, group)
                 for part in range(PARTS):
-                    here = ((tile * 2 + part // 2) * shape.num_groups + group) * PAIR + part % 2 * ROWS
-                    dots = code_sums(acc[m][part], xsum, shape)
-                    if format.offset == "zeros":
-                        dots = dots - convert(load(zeros, here, ROWS), i32) * splat(xsum, ROWS)
-                    outs[m][part] += convert(dots, f32) * (floats(scales, here, format) * x_scale)
-                    if format.offset == "mins":
-                        outs[m][part] += splat(convert(xsum, f32), ROWS) * (floats(mins, here, format) * x_scale)
+                    low = beside.low(Row(tile * 2 + part // 2, part % 2 * ROWS, ROWS), group)
+                    outs[m][part] += splat(convert(xsum, f32), ROWS) * (low * x_scale)
         for side in range(2):
             pair = tile * 2 + side
             with when(pair < pairs):
@@ -152,8 +158,19 @@ class Shape:
     def num_groups(self) -> Operand:
         return self.row_steps // self.group_steps if self.format.group_size else 1
 
-    def code_start(self, tile: Value, step: Value) -> Value:
-        return (tile * self.row_steps + step) * (self.step_quads // 2 * self.format.bits * VECTOR)
+    def stored_step(self, step: Value, group: Operand, term: Operand) -> Value:
+        """Where the codes of a step and term are stored, in steps: the terms of a group lie one behind the other."""
+        terms = self.format.terms
+        return step if terms == 1 else step + (group * (terms - 1) + term) * self.group_steps
+
+    def code_start(self, tile: Value, stored_step: Value) -> Value:
+        first = tile * (self.row_steps * self.format.terms)
+        return (first + stored_step) * (self.step_quads // 2 * self.format.bits * VECTOR)
+
+    def inputs(self, sums: Value, xs: Value, row: Value, group: Value) -> tuple[Value, Value]:
+        """Of one row of activations: the sum of a group, i32, and its scale, f32x16."""
+        of_group = row * self.num_groups + group
+        return load(sums, of_group), splat(load(xs, of_group if self.format.activation_group else row), ROWS)
 
     def table_start(self, row: Value, step: Value) -> Value:
         return (row * self.row_steps + step) * (self.step_quads * HALVES * ENTRIES)
@@ -217,11 +234,6 @@ def code_sums(halves: list[Var], xsum: Value, shape: Shape) -> Value:
     return (low.get() + (high.get() << HALF_BITS) + splat(constant, ROWS)) >> 1
 
 
-def floats(pointer: Value, index: Value, format: Format) -> Value:
-    """16 stored scales or mins."""
-    return convert(load_as(pointer, index, format.scale_dtype, ROWS), f32)
-
-
 def bind(
     weight: TiledWeight,
     x: Activations,
@@ -252,6 +264,7 @@ def bind(
     launch = matmul_lut.bind(
         dict(
             codes=weight.codes, scales=weight.scales, zeros=weight.zeros, mins=weight.mins,
+            super_scales=weight.super_scales, super_mins=weight.super_mins,
             tables=x.tables, xs=x.xs, sums=x.sums, bias=bias_or_dummy(bias), y=y, state=state,
             pairs=weight.num_pairs, chunks=weight.padded_k // CHUNK, y_stride=y.shape[1], y_column=column,
         ),

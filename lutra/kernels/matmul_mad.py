@@ -45,7 +45,7 @@ from lutra.errors import KernelError
 from lutra.formats.format import Format
 from lutra.kernels import activations, tuned
 from lutra.kernels.activations import Activations
-from lutra.kernels.beside import Beside, Row, stored_chunk
+from lutra.kernels.beside import Beside, Row, stored_chunk, terms_of
 from lutra.kernels.buffers import check_state
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
 from lutra.kernels.levels import Codes, levels_of
@@ -204,11 +204,6 @@ def multiply(w: W, x: X, tiles: range, plan: Plan) -> list[list[Value]]:
             for side, tile in enumerate(tiles):
                 add_mins(outs, w, x, side, tile, group)
     return [[out.get() for out in row] for row in outs]
-
-
-def terms_of(format: Format) -> Iterator[Operand]:
-    """Each term of a group.  A loop in the machine code too, or the code outgrows the cache of decoded instructions."""
-    yield from loop(0, format.terms) if format.terms > 1 else [0]
 
 
 Spans = Iterator[tuple[Value, range]]

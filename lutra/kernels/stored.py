@@ -81,7 +81,8 @@ def _has_format(format: Format | None) -> bool:
 
 
 def _has_few_planes(format: Format | None) -> bool:
-    return format is not None and format.storage == "planes" and format.bits <= MAX_BITS and format.is_plain
+    is_counted = format is not None and format.storage == "planes" and format.levels == "uniform"
+    return is_counted and format.bits <= MAX_BITS
 
 
 EXTENTS: dict[str, Extent] = {

@@ -15,7 +15,8 @@ the 64 rows of a tile; four such pairs of quads are a chunk of 32 weights along 
                              4 bits    vector v: row 16v+i, planes 0 1 2 3
 
 So the planes of a row are neighbouring bytes, and one dot4 with the weights 1, 2, 4, 8 both widens the looked-up sums
-of 16 rows to int32 and combines their planes.  scales, zeros and mins are in mad order (tiles.py), rows padded to 64.
+of 16 rows to int32 and combines their planes.  What stands beside the codes is in mad order (tiles.py), rows padded to
+64; the chunks of several terms follow each other as in the packed order, a group's first term before its second.
 
 Tables are the int16 tables of formats/integer.build_tables, as two 5-bit halves: entry + 512 = low + 32 * high.
 Halves of 5 bits and not of 8 let eight looked-up bytes be added before they must be widened (8 * 31 = 248 <= 255),
@@ -28,7 +29,7 @@ import numpy as np
 
 from lutra.errors import FormatError
 from lutra.formats import packing
-from lutra.formats.qtensor import QTensor
+from lutra.formats.qtensor import BESIDE, QTensor
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight, interleave_pairs, round_up
 
@@ -53,7 +54,7 @@ def split_tables(tables: np.ndarray) -> np.ndarray:
 def tile_lut(weight: QTensor) -> TiledWeight:
     """Put a planes weight of 1 to 4 bits into lut order.  Raises FormatError for other storage and widths."""
     format = weight.format
-    if format.storage != "planes" or format.bits > MAX_BITS:
+    if format.storage != "planes" or format.bits > MAX_BITS or format.levels != "uniform":
         raise FormatError(f"expected 1 to {MAX_BITS} bit planes for table lookup, got {format.name}; use mad order")
     n, k = weight.shape
     words = np.ascontiguousarray(weight.packed).view(np.uint32)  # [N, words]
@@ -64,11 +65,8 @@ def tile_lut(weight: QTensor) -> TiledWeight:
         end = min(start + _BLOCK, tiles)
         _fill(codes[start:end], words[start * TILE : end * TILE], format.bits)
     return TiledWeight(
-        "lut", format, "", n, k, round_up(n, PAIR), chunks * CHUNK,
-        codes=codes.reshape(-1),
-        scales=_sidecar(weight.scales),
-        zeros=_sidecar(weight.zeros),
-        mins=_sidecar(weight.mins),
+        "lut", format, "", n, k, round_up(n, PAIR), format.padded_k(k), codes.reshape(-1),
+        **{name: _sidecar(getattr(weight, name)) for name in BESIDE},
     )  # fmt: skip
 
 

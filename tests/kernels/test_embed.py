@@ -40,7 +40,10 @@ def test_every_format(name):
         assert np.array_equal(rows_of(tile_mad(w)), w.dequantize()[TOKENS])
 
 
-@pytest.mark.parametrize("name", ["planes1-g128-mins", "ternary", "planes3-g128-zeros", "planes4-g32"])
+@pytest.mark.parametrize("name", [
+    "planes1-g128-mins", "ternary", "planes3-g128-zeros", "planes4-g32", "planes1x3-g64-mins",
+    "planes2-g16-mins-u8xf16",
+])  # fmt: skip
 def test_rows_out_of_lut_order(name):
     w = random_weight(catalog.find(name), 100, 300)
     tokens = np.array([0, 17, 33, 63, 64, 99], np.int64)  # all four parts of a tile of 64

@@ -16,6 +16,8 @@ from lutra.kernels.buffers import aligned
 from lutra.kernels.elementwise import relu2_spec, silu_spec
 from lutra.kernels.tiles import TiledWeight, interleave_rows, tile_mad
 from lutra.kernels.tiles_lut import split_tables, tile_lut
+from tests.formats.parts import random_beside
+from tests.formats.parts import random_codes as random_codes_of
 
 ISAS = [target.isa for target in targets.available()]
 FAST_ISAS = [isa for isa in ISAS if isa != "portable"]  # a portable lookup is long code and slow to compile
@@ -25,11 +27,7 @@ ROWS = 8  # of the buffers; a multiple of every tile_m below
 
 def random_weight(format: Format, n: int, k: int, seed: int = 0) -> QTensor:
     rng = np.random.default_rng(seed)
-    groups = (n, format.num_groups(k))
-    codes = rng.integers(0, format.num_codes, (n, k), dtype=np.uint8)
-    zeros = rng.integers(0, 2**format.bits, groups, dtype=np.uint8) if format.offset == "zeros" else None
-    mins = rng.standard_normal(groups).astype(format.dtype) if format.offset == "mins" else None
-    return QTensor.from_codes(format, codes, rng.standard_normal(groups).astype(format.dtype), zeros, mins)
+    return QTensor.from_codes(format, random_codes_of(format, n, k, rng), **random_beside(format, n, k, rng))
 
 
 def random_codes(m: int, k: int, seed: int = 1) -> np.ndarray:
@@ -101,12 +99,25 @@ FORMATS = [
     catalog.planes(4, 32, activation_group=0),
     catalog.planes(4, 128, offset="zeros", activation_group=0),
     catalog.planes(4, 0),
+    catalog.planes(1, 64, terms=3, offset="mins"),
+    catalog.planes(1, 0, terms=4),
+    catalog.ternary(128, terms=2),
+    catalog.ternary(32, offset="mins", scale_dtype="i8", super_dtype="f32"),
+    catalog.planes(2, 16, offset="mins", scale_dtype="u8", super_dtype="f16"),
+    catalog.planes(4, 16, scale_dtype="e4m3", super_dtype="f32", super_group=0),
+    catalog.planes(3, 128, scale_dtype="bf16"),
+    catalog.planes(4, 32, offset="zeros", scale_dtype="e8m0"),
 ]
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
 def test_every_format(format):
     check(format, 2, 70, 260)
+
+
+@pytest.mark.parametrize("isa", FAST_ISAS)
+def test_terms_on_every_isa(isa):
+    check(catalog.planes(1, 64, terms=3, offset="mins"), 3, 70, 260, tile_m=2, isa=isa)
 
 
 @pytest.mark.parametrize("isa", ISAS)
