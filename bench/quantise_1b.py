@@ -5,7 +5,7 @@
     python bench/quantise_1b.py --kill 0.5 --method gptq           # killed half-way and resumed: is the file the same?
 
 Each method runs in a process of its own; memory is the most that process held, mapped files included.  Weights are
-bf16, normal, 1/sqrt(K); the text is random words.  Times depend on what else the computer does.
+bf16, normal, 1/sqrt(K); the text is random words.  Seconds depend on what else the computer does, CPU seconds hardly.
 """
 
 from __future__ import annotations
@@ -108,14 +108,14 @@ def command(folder: Path, out: Path, method: str, text: Path, tokens: int) -> li
             "--method", method, "--calib", str(text), "--calib-windows", str(tokens // 512)]  # fmt: skip
 
 
-def run(arguments: list[str]) -> tuple[float, float]:
-    """Run a process; return (seconds, the most memory it held, in GB)."""
+def run(arguments: list[str]) -> tuple[float, float, float]:
+    """Run a process; return (seconds, seconds of all its threads on a CPU, the most memory it held, in GB)."""
     started = time.perf_counter()
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"failed with status {status}: {' '.join(arguments)}")
-    return time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9
+    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
 
 
 def killed_and_resumed(arguments: list[str], after_s: float) -> None:
@@ -146,13 +146,14 @@ def main() -> None:
         text.write_text(random_text(options.tokens + 1000))
         weights = sum(path.stat().st_size for path in (folder / "model").glob("*.safetensors"))
         print(f"{options.shape}: {weights / 1e9:.2f} GB of bf16, {options.tokens} tokens of calibration where one is\n")
-        print("| method | format | seconds | peak memory, GB | file, GB |\n|---|---|--:|--:|--:|")
+        print("| method | format | seconds | CPU seconds | peak memory, GB | file, GB |\n|---|---|--:|--:|--:|--:|")
         for method in options.method or ("rtn", "hlq", "gptq"):
             out = folder / f"{method}.safetensors"
             arguments = command(folder, out, method, text, options.tokens)
-            seconds, memory = run(arguments)
+            seconds, cpu, memory = run(arguments)
             size = out.stat().st_size / 1e9
-            print(f"| {method} | {METHODS[method]} | {seconds:.0f} | {memory:.2f} | {size:.2f} |", flush=True)
+            row = method, METHODS[method], f"{seconds:.0f}", f"{cpu:.0f}", f"{memory:.2f}", f"{size:.2f}"
+            print("| " + " | ".join(row) + " |", flush=True)
             if options.kill is not None:
                 digest = hashlib.sha256(out.read_bytes()).hexdigest()
                 out.unlink()

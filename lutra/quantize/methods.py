@@ -40,7 +40,9 @@ def rtn(w: np.ndarray, format: Format) -> QTensor:
 
 
 def _is_plain_grid(format: Format) -> bool:
-    return format.is_plain and format.alphabet == "uniform"
+    """Whether rounding.py writes it: its levels lie around 0, or an offset moves them."""
+    is_centred = format.offset != "none" or format.zero == 2 ** (format.bits - 1)
+    return format.is_plain and format.alphabet == "uniform" and is_centred
 
 
 def _between_ends(rows: np.ndarray, format: Format) -> Fitted:
@@ -77,10 +79,10 @@ class Method:
 
 
 def _has_grid(format: Format) -> bool:
-    """One term, and an offset that rounding knows what to do with."""
-    return format.terms == 1 and (format.is_plain or format.offset != "zeros") and not (
-        format.levels != "uniform" and format.offset != "none"
-    )
+    """One term, several levels, and an offset that rounding knows what to do with."""
+    if format.terms > 1 or format.levels == "sign":
+        return False
+    return format.offset == "none" or (format.levels == "uniform" and (format.is_plain or format.offset == "mins"))
 
 
 def _is_trit(format: Format) -> bool:
