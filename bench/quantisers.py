@@ -1,6 +1,6 @@
 """Every quantiser on the same weights and the same text, beside reference numbers measured with other code.
 
-    LUTRA_SHARED=../shared python bench/quantisers.py [--only data-free,calibrated,equal-bits] [--rows WORD]
+    LUTRA_SHARED=../shared python bench/quantisers.py [--only data-free,calibrated,equal-bits,others] [--rows WORD]
 
 Weights: normal and Student-t(5), 256 x 1024 in groups of 128; stories260K in groups of 32; stories2M in groups of 64.
 Signal to noise is over all linears; "nats" are the loss per token more than the float model's on 24 excerpts of 700
@@ -27,7 +27,7 @@ import tables
 from lutra.formats import catalog
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
-from lutra.quantize import awq, codec, kmeans, ptqtp, ternary
+from lutra.quantize import adadim, awq, codec, hadamard, kmeans, lorc, mixed, nested, ptqtp, ternary, vptq
 from lutra.quantize.bcq import bcq
 from lutra.quantize.bitmod import bitmod
 from lutra.quantize.clip import clip
@@ -303,7 +303,87 @@ def third_table(grounds: list[Ground], wanted: str) -> Iterator[str]:
         yield f"| {label} | {make(group).bits_per_weight(1024):.2f} | {' | '.join(cells)} |"
 
 
-TABLES = {"data-free": first_table, "calibrated": second_table, "equal-bits": third_table}
+Other = Callable[[Ground, str, np.ndarray], tuple[np.ndarray, float]]  # ground, name, w -> values, bits per weight
+
+
+def turned_int4(ground: Ground, name: str, w: np.ndarray) -> tuple[np.ndarray, float]:
+    """NVINT4 of a rotated weight, turned back."""
+    signs, form = hadamard.random_signs(w.shape[1]), catalog.find("planes4-g16-e4m3xf32-row")
+    q = codec.quantize(hadamard.rotate(w, signs), form)
+    return hadamard.unrotate(q.dequantize(), signs), 8 * q.nbytes / w.size
+
+
+def corrected(ground: Ground, name: str, w: np.ndarray) -> tuple[np.ndarray, float]:
+    """Three bits with a correction of rank 2, weighted with the inputs."""
+    q = clip(w, asymmetric(3)(64))
+    found = lorc.low_rank(w, q, 2, np.diagonal(ground.hessians[name]))
+    return found.dequantize(), 8 * q.nbytes / w.size + 32 * 2 * sum(w.shape) / w.size
+
+
+def either_way(ground: Ground, name: str, w: np.ndarray) -> tuple[np.ndarray, float]:
+    """Three bits, groups along inputs or outputs."""
+    found = adadim.adadim(w, asymmetric(3)(64), clip, ground.hessians[name])
+    return found.dequantize(), 8 * found.weight.nbytes / w.size
+
+
+def of_parent(bits: int) -> Other:
+    """The upper bits of 7."""
+
+    def made(ground: Ground, name: str, w: np.ndarray) -> tuple[np.ndarray, float]:
+        q = nested.child(clip(w, asymmetric(7)(64)), bits)
+        return q.dequantize(), 8 * q.nbytes / w.size
+
+    return made
+
+
+def vectors(uses_inputs: bool) -> Other:
+    """Four weights by 6 bits."""
+
+    def made(ground: Ground, name: str, w: np.ndarray) -> tuple[np.ndarray, float]:
+        found = vptq.vptq(w, ground.hessians[name] if uses_inputs else None, length=4, centroids=64)
+        return found.dequantize(), found.bits_per_weight()
+
+    return made
+
+
+def two_widths(ground: Ground, name: str, w: np.ndarray) -> tuple[np.ndarray, float]:
+    """Two and a half bits on average over the model, in blocks of 64 x 64."""
+    weights = ground.story.weights
+    plans = mixed.plan({one: mixed.salience(weights[one], np.diagonal(ground.hessians[one]))
+                        for one in ground.story.linears()}, 2.5, (64, 64))  # fmt: skip
+    found = mixed.quantize(w, plans[name], lambda bits: asymmetric(bits)(64), clip)
+    return found.dequantize(), 8 * found.nbytes / w.size
+
+
+OTHERS: tuple[tuple[str, Other], ...] = (
+    ("nested, 4 bits of 7", of_parent(4)),
+    ("nested, 3 bits of 7", of_parent(3)),
+    ("nested, 2 bits of 7", of_parent(2)),
+    ("NVINT4 g16, rotated", turned_int4),
+    ("RTN3 + clip, LoRC rank 2", corrected),
+    ("RTN3 + clip, AdaDim", either_way),
+    ("RTN2/3 + clip, SFMP 2.5", two_widths),
+    ("VPTQ 4 x 6 bits, data-free", vectors(False)),
+    ("VPTQ 4 x 6 bits, with feedback", vectors(True)),
+)
+
+
+def fourth_table(grounds: list[Ground], wanted: str) -> Iterator[str]:
+    yield "| no reference | bpw 2M | 2M dB | 2M nats |\n|---|--:|--:|--:|"
+    for label, method in (row for row in OTHERS if wanted in row[0]):
+        sizes: list[tuple[float, int]] = []
+
+        def new(name: str, w: np.ndarray, method: Other = method, sizes: list = sizes) -> np.ndarray:
+            values, bits = method(grounds[-1], name, w)
+            sizes.append((bits, w.size))
+            return values
+
+        db, nats = grounds[-1].measure(new)
+        bits = sum(b * size for b, size in sizes) / sum(size for _, size in sizes)
+        yield f"| {label} | {bits:.2f} | {db:.2f} | {nats:.3f} |"
+
+
+TABLES = {"data-free": first_table, "calibrated": second_table, "equal-bits": third_table, "others": fourth_table}
 
 
 def main() -> None:

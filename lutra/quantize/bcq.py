@@ -116,7 +116,8 @@ def _signs(rows: np.ndarray, alphas: np.ndarray) -> np.ndarray:
     """Return the signs [M, B, width] of the nearest sum."""
     planes = alphas.shape[1]
     choices = (2 * (np.arange(2**planes)[:, None] >> np.arange(planes)[::-1] & 1) - 1).astype(np.float32)  # [2**B, B]
-    return choices[nearest_level(rows, alphas @ choices.T)].swapaxes(1, 2)
+    signs: np.ndarray = choices[nearest_level(rows, alphas @ choices.T)].swapaxes(1, 2)
+    return signs
 
 
 def _error(rows: np.ndarray, counts: np.ndarray, alphas: np.ndarray, signs: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ class Element:
 
     @cached_property
     def top(self) -> float:
-        """The largest magnitude that both ends have room for, or one end where levels are not symmetric."""
+        """The largest magnitude among the levels."""
         return float(np.nanmax(np.abs(self.levels)))
 
     @property
@@ -110,7 +110,7 @@ class Encoded:
     def dequantize(self) -> np.ndarray:
         """Return f32 [N, K]: level * scale, rounded once."""
         levels = ELEMENTS[self.element].levels.astype(np.float32)[self.codes]
-        return levels * spread(self.scales, self.codes.shape[1], self.group_size)
+        return np.asarray(levels * spread(self.scales, self.codes.shape[1], self.group_size))
 
 
 def encode(w: np.ndarray, element: str, group_size: int, rule: str) -> Encoded:
@@ -189,12 +189,12 @@ def _codes(w: np.ndarray, scales: np.ndarray, levels: Element, group_size: int) 
 
 
 def _floor(most: np.ndarray, levels: Element) -> np.ndarray:
-    return np.frexp(most)[1] - 1 - levels.emax
+    return np.asarray(np.frexp(most)[1] - 1 - levels.emax)
 
 
 def _ceil(most: np.ndarray, levels: Element) -> np.ndarray:
     fraction, power = np.frexp(most.astype(np.float64) / levels.top)
-    return power - (fraction == 0.5)
+    return np.asarray(power - (fraction == 0.5))
 
 
 POWERS: dict[str, Callable[[np.ndarray, Element], np.ndarray]] = {"floor": _floor, "ceil": _ceil}

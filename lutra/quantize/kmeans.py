@@ -53,7 +53,7 @@ class RowTables:
 
     def bits_per_weight(self, bits: int) -> float:
         """Return bits per weight of one width with its table."""
-        return bits + 8 * TABLE_DTYPE().itemsize * 2**bits / self.codes.shape[1]
+        return bits + 8 * np.dtype(TABLE_DTYPE).itemsize * float(2**bits) / self.codes.shape[1]
 
 
 def row_tables(
@@ -148,7 +148,8 @@ def _split(rows: _Sorted, cuts: np.ndarray) -> np.ndarray:
         weight, total = (
             np.take_along_axis(s, end, 1) - np.take_along_axis(s, begin, 1) for s in (rows.weight, rows.total)
         )
-        return np.divide(total**2, weight, out=np.zeros(weight.shape), where=weight > 0)
+        known: np.ndarray = np.divide(total**2, weight, out=np.zeros(weight.shape), where=weight > 0)
+        return known
 
     here = np.broadcast_to(inside, (n, k))
     score = gain(first, here) + gain(here, last)  # of cutting in front of each place

@@ -134,7 +134,8 @@ def _trits(rows: np.ndarray, scales: np.ndarray, mins: np.ndarray) -> np.ndarray
     """Return the trits [M, planes, width], f32, of the nearest sum."""
     planes = scales.shape[1]
     choices = (np.arange(3**planes)[:, None] // 3 ** np.arange(planes)[::-1] % 3 - 1).astype(np.float32)  # [3**p, p]
-    return choices[nearest_level(rows - mins[:, None], scales @ choices.T)].swapaxes(1, 2)
+    trits: np.ndarray = choices[nearest_level(rows - mins[:, None], scales @ choices.T)].swapaxes(1, 2)
+    return trits
 
 
 def _error(rows: np.ndarray, scales: np.ndarray, mins: np.ndarray, trits: np.ndarray) -> np.ndarray:
