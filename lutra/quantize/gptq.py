@@ -118,7 +118,7 @@ def inverse_factor(hessian: np.ndarray, damp: float = DAMP) -> np.ndarray:
     hessian   float [K, K]    symmetric, in f32 or f64; its type is kept, and its diagonal is changed
     raises    FormatError     no damping up to 10 times the mean of the diagonal makes it positive
 
-    With J the reversal of rows and columns, J H J = L L.T gives U = J inv(L) J: one factor and one triangle inverted.
+    With J the reversal of rows and columns, J H J = L L.T gives U = J inv(L) J.
 
     >>> inverse_factor(np.array([[4.0, 0], [0, 16.0]]), 0).tolist()
     [[0.5, 0.0], [0.0, 0.25]]
@@ -128,27 +128,35 @@ def inverse_factor(hessian: np.ndarray, damp: float = DAMP) -> np.ndarray:
     mean = plain.mean()
     while damp <= MAX_DAMP:
         hessian[diagonal, diagonal] = plain + plain.dtype.type(damp * mean)
+        lower = np.ascontiguousarray(hessian[::-1, ::-1])
         try:
-            lower = np.linalg.cholesky(hessian[::-1, ::-1])
+            invert_root(lower)
         except np.linalg.LinAlgError:
             damp = max(10 * damp, DAMP)
             continue
-        invert_lower(lower)
         return lower[::-1, ::-1]
     raise FormatError(f"expected inputs whose x.T x can be factored, got none up to {MAX_DAMP:g} times its mean added; "
                       "collect inputs again, on more text")  # fmt: skip
 
 
-def invert_lower(lower: np.ndarray) -> None:
-    """Invert a lower triangle in place: [[A, 0], [B, C]] becomes [[A', 0], [-C' B A', C']]."""
-    n = len(lower)
+def invert_root(a: np.ndarray) -> None:
+    """Put inv(L) in the place of a symmetric a = L L.T, by halves, so that nearly all work is matrix products.
+
+    With a = [[A, .], [B, C]], inv(L) = [[P, 0], [-Q R P, Q]]:  P of A,  R = B P.T,  Q of C - R R.T.
+    raises   LinAlgError   a is not positive
+    """
+    n = len(a)
     if n <= INVERSE_LEAF:
-        lower[:] = np.tril(np.linalg.inv(lower))
+        a[:] = np.tril(np.linalg.inv(np.linalg.cholesky(a)))
         return
     half = n // 2
-    invert_lower(lower[:half, :half])
-    invert_lower(lower[half:, half:])
-    lower[half:, :half] = -(lower[half:, half:] @ (lower[half:, :half] @ lower[:half, :half]))
+    first, second = a[:half, :half], a[half:, half:]
+    invert_root(first)
+    root = a[half:, :half] @ first.T
+    second -= root @ root.T
+    invert_root(second)
+    a[half:, :half] = -(second @ (root @ first))
+    a[:half, half:] = 0
 
 
 class Sweep:

@@ -9,7 +9,7 @@ from lutra.errors import FormatError
 from lutra.formats import catalog
 from lutra.formats.format import Format
 from lutra.quantize.clip import clip
-from lutra.quantize.gptq import Factor, gptq, inverse_factor, invert_lower, run_width
+from lutra.quantize.gptq import Factor, gptq, inverse_factor, invert_root, run_width
 from lutra.quantize.hlq import hlq
 from lutra.quantize.levels import levels_of
 from lutra.quantize.methods import METHODS, Quantise, method_for
@@ -115,10 +115,15 @@ def test_the_factor_is_that_of_the_inverse(k: int, dtype: type) -> None:
     upper = inverse_factor(hessian.copy(), 0)
     assert upper.dtype == dtype and not np.tril(upper, -1).any()
     assert upper @ hessian @ upper.T == pytest.approx(np.eye(k), abs=1e-2 if dtype == np.float32 else 1e-9)
-    lower = np.linalg.cholesky(hessian.astype(np.float64))
-    inverse = lower.copy()
-    invert_lower(inverse)
+    inverse = hessian.astype(np.float64)
+    lower = np.linalg.cholesky(inverse)
+    invert_root(inverse)
     assert inverse @ lower == pytest.approx(np.eye(k), abs=1e-9)
+
+
+def test_what_is_not_positive_has_no_root() -> None:
+    with pytest.raises(np.linalg.LinAlgError):
+        invert_root(np.diag([*np.ones(99), -1.0]))
 
 
 @pytest.mark.parametrize("hessian", [np.ones((3, 3)), np.full((4, 4), np.nan), np.ones((4, 5))])
