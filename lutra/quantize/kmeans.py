@@ -53,7 +53,7 @@ class RowTables:
 
     def bits_per_weight(self, bits: int) -> float:
         """Return bits per weight of one width with its table."""
-        return bits + 8 * np.dtype(TABLE_DTYPE).itemsize * float(2**bits) / self.codes.shape[1]
+        return float(bits + 8 * np.dtype(TABLE_DTYPE).itemsize * (1 << bits) / self.codes.shape[1])
 
 
 def row_tables(
