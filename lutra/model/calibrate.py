@@ -168,7 +168,8 @@ class Stream:
 def _chunks(lengths: Sequence[int]) -> list[tuple[slice, list[int]]]:
     """Put whole windows together, up to CHUNK_ROWS tokens or one window."""
     chunks: list[tuple[slice, list[int]]] = []
-    start, held = 0, []
+    start = 0
+    held: list[int] = []
     for length in lengths:
         if held and sum(held) + length > CHUNK_ROWS:
             chunks.append((slice(start, start + sum(held)), held))

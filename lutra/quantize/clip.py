@@ -90,16 +90,17 @@ def _clip_rows(
 def _difference(w: np.ndarray, share: np.float32, format: Format, base: Quantise) -> np.ndarray:
     """What rounding w to the levels of base(share * w) changes, f32 [n, K]; nothing is packed where a grid says all."""
     if base is not round_to_nearest or not format.is_plain:
-        return recode(base(w * share, format), w).dequantize() - w
+        difference: np.ndarray = recode(base(w * share, format), w).dequantize() - w
+        return difference
     grid = RANGES[default_range(format)][1](w * share, format)
-    k, zero = w.shape[1], np.float32(format.zero)
+    k, zero = w.shape[1], np.asarray(format.zero, np.float32)
     scale = spread_groups(grid.scales, k, format)
     if grid.zeros is not None:
         zero = zero + spread_groups(grid.zeros, k, format)
     least = None if grid.mins is None else spread_groups(grid.mins, k, format)
     with np.errstate(over="ignore"):
         place = w if least is None else w - least
-        codes = np.divide(place, scale, out=np.zeros_like(w), where=scale != 0)
+        codes: np.ndarray = np.divide(place, scale, out=np.zeros_like(w), where=scale != 0)
     np.rint(codes, out=codes)
     codes += zero
     np.clip(codes, grid.smallest_code, format.num_codes - 1, out=codes)
