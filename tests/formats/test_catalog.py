@@ -1,5 +1,6 @@
 """Names spell axes; every row is drawn truthfully, and docs/formats.md says what the code says."""
 
+import random
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lutra.errors import FormatError
 from lutra.formats import catalog, packing, scales
@@ -161,6 +164,28 @@ def test_axes_say_a_format_and_make_it_again():
 def test_axes_that_make_no_format(change):
     with pytest.raises(FormatError, match="expected .*, got .*; "):
         catalog.from_axes(catalog.axes_of(catalog.planes(4, 32)) | change)
+
+
+ANY_AXES = {"zero": (0, 1, 8, 128), "activation_group": AXES["group_size"]} | {
+    axis: AXES[axis] for axis in (*catalog.STATED_AXES, *catalog.UNSTATED) if axis in AXES
+}
+JUNK = [None, True, 4.0, float("nan"), 10**30, -1, "", "f16\n", [], {}]
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(0, 2**32))
+def test_whatever_is_stated_is_a_format_or_refused(seed):
+    """Values that exist, sometimes one that does not."""
+    rng = random.Random(seed)
+    stated = {axis: rng.choice(values) for axis, values in ANY_AXES.items()}
+    if rng.random() < 0.3:
+        stated[rng.choice(list(stated))] = rng.choice(JUNK)
+    try:
+        form = catalog.from_axes(stated)
+    except FormatError as error:
+        assert "expected" in str(error) and "\n" not in str(error)
+    else:
+        assert catalog.find(form.name) == form and catalog.from_axes(catalog.axes_of(form)) == form
 
 
 def test_axes_left_out():
