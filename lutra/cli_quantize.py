@@ -28,6 +28,8 @@ def quantize(
     threads, report = threads or usable_cores(), ""
     conditions = {"budget": budget, "bpw": bpw, "max_ppl_increase": max_ppl_increase}
     if any(value is not None for value in conditions.values()):
+        if options["format"] is not None:
+            raise click.UsageError("expected --format or a condition that chooses formats, got both; leave one out")
         asked: dict[str, Any] = {**conditions, "deployment": deployment}
         asked |= {"names": choose_from.split(",")} if choose_from else {}
         with LoadProgress() as progress:

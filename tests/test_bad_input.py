@@ -451,3 +451,46 @@ def test_lying_headers_allocate_next_to_nothing(repository: Path, tmp_path: Path
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)),
         )  # fmt: skip
         assert_one_error(done.returncode, done.stdout, done.stderr, "model.gguf")
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+WRITING = {
+    "quantise a folder into itself": (["quantize", "hf", "hf/model.safetensors", "--format", "planes4-g32"], "its own"),
+    "quantise a file onto itself": (
+        ["quantize", "small.safetensors", "./small.safetensors", "--format", "planes4-g32"], "its own",
+    ),
+    "export a file onto itself": (["export", "model.gguf", "model.gguf"], "its own"),
+    "export to another kind of file": (["export", "model.gguf", "small.safetensors"], "ends in .gguf"),
+    "a format, and a condition that chooses": (
+        ["quantize", "hf", "out.safetensors", "--format", "planes4-g32", "--bpw", "4"], "got both",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRITING)
+def test_nothing_that_is_there_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    words, fragment = WRITING[case]
+    monkeypatch.chdir(tmp_path)
+    tiny_hf(tmp_path / "hf")
+    tiny_llama_gguf(tmp_path / "model.gguf")
+    assert cli.exit_code(["quantize", "hf", "small.safetensors", "--format", "planes4-g32"]) == 0
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    code, (out, err) = cli.exit_code(words), capsys.readouterr()
+    assert_one_error(code, out, err.replace("see: lutra quantize --help\n", ""), fragment)
+    assert {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()} == before
+
+
+def test_a_full_disk_while_exporting(repository: Path, tmp_path: Path, model: Path) -> None:
+    """Half the file fits; what is left is what was there."""
+    half = model.stat().st_size // 2
+    done = subprocess.run(
+        [sys.executable, "-m", "lutra", "export", str(model), str(tmp_path / "out.gguf")],
+        cwd=repository, capture_output=True, text=True, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (half, half)),
+    )  # fmt: skip
+    assert_one_error(done.returncode, done.stdout, done.stderr, "out.gguf", "can be written")
+    assert "None" not in done.stderr and not list(tmp_path.iterdir())

@@ -26,6 +26,13 @@ def refusal(path: Path, field: str, expected: str, got: str, do: str) -> FileErr
     return FileError(f"{path}: {field}: expected {expected}, got {got}; {do}")
 
 
+def check_apart(source: Path, target: Path) -> None:
+    """Raise FileError where writing `target` would replace the model at `source`, or a file of its folder."""
+    resolved = target.resolve()
+    if resolved.exists() and source.resolve() in (resolved, resolved.parent):
+        raise refusal(target, "file", "a file that the model is not read from", "one of its own", "name another place")
+
+
 def map_file(path: Path) -> np.ndarray:
     """Map a file into memory, read-only.
 

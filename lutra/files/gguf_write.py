@@ -55,7 +55,8 @@ def write(path: Path, architecture: str, fields: Fields, tensors: Iterable[tuple
         writer.close()
         os.replace(partial, path)
     except OSError as error:
-        raise refusal(path, "file", "a file that can be written", str(error.strerror), "choose another place") from None
+        got = error.strerror or "fewer bytes written than given, as on a full disk"
+        raise refusal(path, "file", "a file that can be written", got, "choose another place") from None
     finally:
         partial.unlink(missing_ok=True)
 

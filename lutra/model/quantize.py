@@ -23,7 +23,7 @@ import numpy as np
 
 from lutra.errors import FileError, RequestError
 from lutra.files import open_model, saved
-from lutra.files.door import refusal
+from lutra.files.door import check_apart, refusal
 from lutra.files.model_file import ModelFile
 from lutra.files.names import LINEARS
 from lutra.formats.format import Format
@@ -92,7 +92,9 @@ def quantize(
     target = Path(target).expanduser()
     if target.suffix != SUFFIX:
         raise RequestError(f"expected a file name that ends in {SUFFIX}, got {target.name!r}; add the ending")
-    job = Job.of(Path(source).expanduser(), target, recipe, text, threads)
+    source = Path(source).expanduser()
+    check_apart(source, target)
+    job = Job.of(source, target, recipe, text, threads)
     job.prepare()
     total = job.config.num_layers + 2
     progress("embedding and head", 0, total)

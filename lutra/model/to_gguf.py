@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from lutra.errors import FileError
+from lutra.errors import FileError, RequestError
 from lutra.files import gguf_write, open_model
-from lutra.files.door import shown
+from lutra.files.door import check_apart, shown
 from lutra.files.model_file import ModelFile
 from lutra.files.names import GGUF, INTERLEAVED_ARCHITECTURES, half_rotation_rows, rotated_part
 from lutra.formats.qtensor import QTensor
@@ -23,6 +23,8 @@ from lutra.model.pretokenizers import GPT2, PRE_TOKENIZERS
 from lutra.model.rope import rope_frequencies
 from lutra.model.spm import CONTROL, NORMAL, USER_DEFINED
 from lutra.model.tokenizer import TOKENIZER_JSON, VOCABULARY_JSON, Tokenizer, to_stored
+
+SUFFIX = ".gguf"
 
 # tokenizer.ggml.* keys → how they are written
 VOCABULARY_KINDS = {
@@ -35,8 +37,14 @@ def export(source: str | Path, target: Path) -> None:
     """Write a model as GGUF.
 
     source   what open_model takes, but a packed file
-    raises   FileError   a packed model, a tokenizer or a format that GGUF has no words for
+    target   a name that ends in .gguf
+    raises   RequestError   a target without the suffix
+             FileError      a packed model, a tokenizer or a format that GGUF has no words for; a target that is the
+                            source, or cannot be written
     """
+    if target.suffix != SUFFIX:
+        raise RequestError(f"expected a file name that ends in {SUFFIX}, got {target.name!r}; add the ending")
+    check_apart(Path(source), target)
     file = open_model(source)
     if file.kind == "packed":
         raise FileError(f"{file.path}: expected a model in the order of its rows, got a packed one; give its source")
