@@ -151,7 +151,7 @@ def _plain(text: str, name: str) -> Iterator[Question]:
     lines = text.splitlines()
     for start in range(0, len(lines), HELLASWAG_LINES):
         context, right, *endings = lines[start : start + HELLASWAG_LINES] + [""] * HELLASWAG_LINES
-        if not right.isdigit() or not endings[3] or int(right) > 3:
+        if right not in ("0", "1", "2", "3") or not endings[3]:
             raise _refusal(name, start + 1, f"{HELLASWAG_LINES} lines of a question, the second 0 to 3", right)
         yield choices(context, endings[:4], int(right))
 

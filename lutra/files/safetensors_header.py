@@ -17,6 +17,7 @@ from lutra.files.door import check_spans, parse_object, refusal, shown
 
 MAX_HEADER_BYTES = 1 << 24  # 70 thousand tensors; the largest models have a tenth
 MAX_DIMENSIONS = 8
+MAX_ITEMS = 1 << 48  # without the zeros among the sizes: NumPy multiplies the others even so
 BROKEN = "the file is damaged or hostile: download it again"
 
 # bytes of one element, of every dtype a file may hold
@@ -66,7 +67,7 @@ def _entry(path: Path, name: str, item: object, begin: int) -> Entry:
     dtype, shape, offsets = item.get("dtype"), item.get("shape"), item.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise refusal(path, f"{field} dtype", f"one of {', '.join(ITEM_BYTES)}", shown(dtype), "convert the model")
-    if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
+    if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS or math.prod(filter(None, shape)) > MAX_ITEMS:
         raise refusal(path, f"{field} shape", f"up to {MAX_DIMENSIONS} whole numbers", shown(shape), BROKEN)
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise refusal(path, f"{field} data_offsets", "[begin, end], ascending", shown(offsets), BROKEN)

@@ -51,7 +51,7 @@ class Adapted:
             _expect("input_scale", self.input_scale, np.float32, (k,))
         if self.low_rank is not None:
             u, v = self.low_rank
-            rank = u.shape[-1]
+            rank = len(v) if v.ndim else 0
             _expect("low_rank U", u, np.float32, (n, rank))
             _expect("low_rank V", v, np.float32, (rank, k))
 

@@ -263,3 +263,32 @@ def test_configs_that_do_not_fit_are_refused(tmp_path, config):
 def test_parts_that_contradict_each_other_are_refused(tmp_path, change):
     with pytest.raises(FileError, match=r"expected .* got .*; |finite"):
         a_gptq_folder(tmp_path, change)
+
+
+def hostile_parts():
+    """Parts that fit by their sizes and mean nothing, for each method: what to write, what config.json says."""
+    codes, scales, zeros, _ = a_weight(4, 32)
+    gptq = write.gptq(codes, scales, zeros, 4, g_idx=np.arange(K) // 32)
+    packed = write.pack_quantized(codes, scales, 4, zeros=zeros, g_idx=np.arange(K)[::-1] // 32)
+    nested = np.zeros(2 * N, np.uint8), np.ones(256, np.float32), np.ones(1, np.float32), 10**400
+    bnb = write.bitsandbytes(codes, np.ones((N, 2), np.float32), np.ones(16, np.float32), "nf4", nested=nested)
+    int8 = {"weight": codes.astype(np.int8).reshape(-1), "weight_scale": np.ones(1, np.float32)}
+    hqq = write.hqq(codes, scales, zeros.astype(np.float16), 4) | {"shape": np.array([N, np.nan], np.float32)}
+    says_gptq = {"quant_method": "gptq", "bits": 4}
+    groups = {"config_groups": {"group_0": {"weights": {"num_bits": 4}}}}
+    says = {"quant_method": "compressed-tensors", "format": "pack-quantized"} | groups
+    yield "gptq words are bytes", gptq | {"qweight": gptq["qweight"].astype(np.int8)}, says_gptq
+    yield "gptq g_idx has two axes", gptq | {"g_idx": gptq["g_idx"].reshape(-1, 1)}, says_gptq
+    yield "groups of more columns", packed | {"weight_g_idx": np.arange(2 * K, dtype=np.int32)[::-1] // 64}, says
+    yield "zeros are flat", packed | {"weight_zero_point": packed["weight_zero_point"].reshape(-1)}, says
+    yield "sizes are floats", packed | {"weight_shape": np.array([N, np.inf], np.float32)}, says
+    yield "int8 is flat", int8, says | {"format": "int-quantized"}
+    yield "hqq sizes are nan", hqq, {"quant_method": "hqq", "nbits": 4}
+    yield "an offset of 400 digits", bnb, {"quant_method": "bitsandbytes", "load_in_4bit": True}
+
+
+@pytest.mark.parametrize("case", list(hostile_parts()), ids=lambda case: case[0])
+def test_parts_that_mean_nothing_are_refused(tmp_path, case):
+    _, tensors, config = case
+    with pytest.raises(FileError):
+        read(tmp_path, tensors, config)

@@ -19,8 +19,8 @@ import numpy as np
 
 from lutra.errors import FormatError
 from lutra.files.methods.bitstream import unpack_whole
-from lutra.files.methods.gptq import DAMAGED, grouped
-from lutra.files.methods.layout import Layout, Parts, option
+from lutra.files.methods.gptq import grouped
+from lutra.files.methods.layout import DAMAGED, SCALES, Layout, Parts, matrix, option
 from lutra.formats.qtensor import QTensor
 from lutra.formats.sidecars import Adapted
 
@@ -48,11 +48,8 @@ def _layout(version: str, shape: Any, read: Any) -> Layout:
                   "re-coded to our packed order (lossless)")  # fmt: skip
 
 
-def _matrices(parts: Parts) -> list[tuple[int, ...]]:
-    found = [parts[name].shape for name in ("qweight", "qzeros", "scales")]
-    if any(len(shape) != 2 or 0 in shape for shape in found):
-        raise FormatError(f"qweight, qzeros, scales: expected matrices, got {found}; {DAMAGED}")
-    return found
+def _matrices(parts: Parts) -> list[tuple[int, int]]:
+    return [matrix(parts, "qweight", np.int32), matrix(parts, "qzeros", np.int32), matrix(parts, "scales", *SCALES)]
 
 
 def _gemm_shape(parts: Parts) -> tuple[int, int]:

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from lutra.errors import FormatError
-from lutra.files.methods.gptq import DAMAGED
-from lutra.files.methods.layout import Layout, Parts, option
+from lutra.files.methods.layout import DAMAGED, Layout, Parts, option
 from lutra.formats import catalog
 from lutra.formats.qtensor import QTensor
 from lutra.formats.tables import TABLES
@@ -60,8 +59,8 @@ def _state(parts: Parts) -> State:
     raw = raw if isinstance(raw, dict) else {}
     shape, block, nested = raw.get("shape"), raw.get("blocksize"), raw.get("nested_blocksize", 256)
     sizes = [*shape, block, nested] if isinstance(shape, list) and len(shape) == 2 else [None]
-    offset = raw.get("nested_offset", 0.0)
-    if not all(type(size) is int and 0 < size < 1 << 31 for size in sizes) or type(offset) not in (int, float):
+    offset = raw.get("nested_offset", 0.0)  # an int of any length would not fit a float; writers give none
+    if not all(type(size) is int and 0 < size < 1 << 31 for size in sizes) or type(offset) is not float:
         raise FormatError(f"quant_state: expected shape [N, K], blocksize and nested_offset, got others; {DAMAGED}")
     return State((sizes[0], sizes[1]), sizes[2], sizes[3], float(offset))
 
@@ -92,7 +91,7 @@ def _scales(parts: Parts) -> np.ndarray:
             raise FormatError(f"nested_absmax: expected one per {state.nested_block} blocks, got {len(outer)}; "
                               f"{DAMAGED}")  # fmt: skip
         values = parts[NESTED[1]].reshape(-1).astype(np.float32)[absmax]
-        absmax = values * np.repeat(outer, state.nested_block)[: len(absmax)] + np.float32(state.nested_offset)
+        absmax = values * outer[np.arange(len(absmax)) // state.nested_block] + np.float32(state.nested_offset)
     if len(absmax) != n * (k // state.block):
         raise FormatError(f"weight.absmax: expected {n * (k // state.block)} blocks, got {len(absmax)}; {DAMAGED}")
     return absmax.astype(np.float32).reshape(n, -1)

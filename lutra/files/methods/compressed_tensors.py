@@ -17,13 +17,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from lutra.errors import FormatError
 from lutra.files.methods.bitstream import WORD, unpack, unpack_whole
 from lutra.files.methods.floats import fp8_matrix, mxfp4, nibbles, nvfp4
-from lutra.files.methods.gptq import DAMAGED, grouped
-from lutra.files.methods.layout import Layout, Parts, Weight, option, refuse
+from lutra.files.methods.gptq import grouped
+from lutra.files.methods.layout import DAMAGED, SCALES, Layout, Parts, Weight, matrix, option, refuse
 from lutra.formats import catalog
 from lutra.formats.qtensor import QTensor
 
@@ -39,7 +40,8 @@ def layouts(config: dict[str, Any]) -> tuple[Layout, ...]:
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         raise refuse("config_groups", "at least one group of linears", groups, "download config.json again")
-    return tuple(layout for group in groups.values() for layout in _of_group(group, config.get("format")))
+    found = {layout.name: layout for group in groups.values() for layout in _of_group(group, config.get("format"))}
+    return tuple(found.values())  # each once: a hostile config.json may state any number of groups
 
 
 def _of_group(group: object, format: object) -> tuple[Layout, ...]:
@@ -60,15 +62,17 @@ def _of_group(group: object, format: object) -> tuple[Layout, ...]:
 
 def _shape(bits: int, parts: Parts) -> tuple[int, int]:
     """(N, K): what weight_shape says, if the packed codes are that many."""
-    stated, packed, scale = parts["weight_shape"], parts["weight_packed"], parts["weight_scale"]
-    if stated.size != 2 or packed.ndim != 2 or scale.ndim != 2:
-        raise FormatError(f"weight_shape, weight_packed, weight_scale: expected 2 numbers and 2 matrices, got shapes "
-                          f"{stated.shape}, {packed.shape}, {scale.shape}; {DAMAGED}")
+    stated, scale = parts["weight_shape"], matrix(parts, "weight_scale", *SCALES, ml_dtypes.bfloat16)
+    packed = matrix(parts, "weight_packed", np.int32)
+    if "weight_zero_point" in parts:
+        matrix(parts, "weight_zero_point", np.int32)
+    if stated.size != 2 or stated.dtype.kind != "i":
+        raise FormatError(f"weight_shape: expected N and K, got {stated.dtype} {stated.shape}; {DAMAGED}")
     n, k = (int(size) for size in stated.reshape(-1))
     widths = (-(-k * bits // WORD), -(-k // (WORD // bits)))
-    if packed.shape[0] != n or packed.shape[1] not in widths or k < 1 or scale.shape[0] != n:
+    if packed[0] != n or packed[1] not in widths or k < 1 or scale[0] != n:
         raise FormatError(f"expected {n} rows of {widths[0]} words for weight_shape {n} x {k} of {bits} bits, got "
-                          f"{packed.shape} and scales {scale.shape}; {DAMAGED}")
+                          f"{packed} and scales {scale}; {DAMAGED}")
     return n, k
 
 
@@ -110,7 +114,7 @@ def _name(scales: np.ndarray) -> str:
 
 
 def _int8_shape(parts: Parts) -> tuple[int, int]:
-    n, k = parts["weight"].shape
+    n, k = matrix(parts, "weight", np.int8)
     if parts["weight_scale"].size not in (1, n):
         raise FormatError(f"weight_scale: expected 1 or {n} values, got {parts['weight_scale'].size}; {DAMAGED}")
     return n, k
@@ -124,7 +128,7 @@ def _read_int8(parts: Parts) -> QTensor:
 
 
 def _pairs_shape(parts: Parts) -> tuple[int, int]:
-    n, half = parts["weight_packed"].shape
+    n, half = matrix(parts, "weight_packed", np.uint8)
     return n, 2 * half
 
 

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 
 from lutra.errors import FormatError
-from lutra.files.methods.gptq import DAMAGED
+from lutra.files.methods.layout import DAMAGED
 from lutra.formats import catalog
 from lutra.formats.qtensor import QTensor
 
@@ -26,6 +26,8 @@ def nvfp4(codes: np.ndarray, scales: np.ndarray, factor: np.ndarray) -> QTensor:
     raises   FormatError      shapes that disagree, a scale that is NaN, a factor that is not finite
     """
     n, k = codes.shape
+    if scales.dtype != ml_dtypes.float8_e4m3fn:
+        raise FormatError(f"weight_scale: expected float8_e4m3fn, got {scales.dtype}; {DAMAGED}")
     if scales.shape != (n, k // NV_GROUP) or k % NV_GROUP or factor.size != 1:
         raise FormatError(f"weight_scale: expected {(n, k // NV_GROUP)} and one factor, got {scales.shape} and "
                           f"{factor.size}; {DAMAGED}")  # fmt: skip

@@ -23,13 +23,12 @@ import numpy as np
 
 from lutra.errors import FormatError
 from lutra.files.methods.bitstream import WORD, unpack, unpack_whole
-from lutra.files.methods.layout import Layout, Parts, option, refuse
+from lutra.files.methods.layout import DAMAGED, SCALES, Layout, Parts, matrix, option, refuse
 from lutra.formats import catalog
 from lutra.formats.format import AXES
 from lutra.formats.qtensor import QTensor
 from lutra.formats.sidecars import Adapted
 
-DAMAGED = "the file is damaged, or config.json belongs to another model"
 BITS = (2, 3, 4, 5, 6, 7, 8)
 
 
@@ -78,9 +77,8 @@ def layouts(config: dict[str, Any]) -> tuple[Layout, ...]:
 
 def _shape(options: Options, parts: Parts) -> tuple[int, int]:
     """(N, K); every size must agree."""
-    qweight, qzeros, scales = (parts[name].shape for name in ("qweight", "qzeros", "scales"))
-    if not len(qweight) == len(qzeros) == len(scales) == 2 or 0 in (*qweight, *scales):
-        raise FormatError(f"qweight, qzeros, scales: expected matrices, got {qweight}, {qzeros}, {scales}; {DAMAGED}")
+    qweight, qzeros = matrix(parts, "qweight", np.int32), matrix(parts, "qzeros", np.int32)
+    scales = matrix(parts, "scales", *SCALES)
     per_row = WORD * qweight[0] // options.bits if options.dense else WORD // options.bits * qweight[0]
     k = parts["g_idx"].size if "g_idx" in parts else per_row
     n = qweight[1]
@@ -114,7 +112,9 @@ def grouped(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, bits: int,
     k = codes.shape[1]
     perm = None
     if groups is not None:
-        if groups.min(initial=0) < 0 or groups.max(initial=0) >= scales.shape[1]:
+        if groups.dtype.kind != "i" or groups.shape != (k,):
+            raise FormatError(f"g_idx: expected {k} whole numbers, got {groups.dtype} {groups.shape}; {DAMAGED}")
+        if groups.min() < 0 or groups.max() != scales.shape[1] - 1:
             raise FormatError(f"g_idx: expected groups 0 to {scales.shape[1] - 1}, got others; {DAMAGED}")
         if (np.diff(groups) < 0).any():
             perm = np.argsort(groups, kind="stable").astype(np.int32)

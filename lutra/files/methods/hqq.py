@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from lutra.errors import FormatError
-from lutra.files.methods.gptq import DAMAGED
-from lutra.files.methods.layout import Layout, Parts, option
+from lutra.files.methods.layout import DAMAGED, Layout, Parts, matrix, option
 from lutra.formats import catalog
 from lutra.formats.qtensor import QTensor
 
@@ -38,8 +37,9 @@ def layouts(config: dict[str, Any]) -> tuple[Layout, ...]:
 
 
 def _shape(parts: Parts) -> tuple[int, int]:
+    matrix(parts, "W_q", np.uint8, np.int32)
     stated = parts["shape"].reshape(-1)
-    if stated.size != 2 or (stated < 1).any():
+    if stated.size != 2 or stated.dtype.kind != "i" or (stated < 1).any():
         raise FormatError(f"shape: expected N and K, got {stated.size} numbers; {DAMAGED}")
     return int(stated[0]), int(stated[1])
 
@@ -47,7 +47,7 @@ def _shape(parts: Parts) -> tuple[int, int]:
 def _read(bits: int, parts: Parts) -> QTensor:
     n, k = _shape(parts)
     packed, scale, zero = parts["W_q"], parts["scale"].astype(np.float32), parts["zero"].astype(np.float32)
-    if packed.ndim != 2 or packed.shape[1] < 1 or n * k % packed.shape[1] or k % packed.shape[1]:
+    if k % packed.shape[1]:
         raise FormatError(f"W_q: expected groups that divide K={k}, got shape {packed.shape}; {DAMAGED}")
     rows = n * k // packed.shape[1]
     mask = (1 << bits) - 1

@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from lutra.errors import FileError
+from lutra.errors import FileError, FormatError
 from lutra.files.door import shown
 from lutra.formats.qtensor import QTensor
 from lutra.formats.sidecars import Adapted
+
+SCALES = (np.float16, np.float32)  # what formats/ stores of them
+DAMAGED = "the file is damaged, or config.json belongs to another model"
 
 Parts = Mapping[str, np.ndarray]  # suffix → values as stored, mapped
 Weight = np.ndarray | QTensor | Adapted
@@ -59,6 +62,15 @@ def option(config: dict[str, Any], name: str, values: tuple[Any, ...], default: 
     if not any(type(value) is type(known) and value == known for known in values):
         raise refuse(name, f"one of {', '.join(map(str, values))}", value, "convert the model to GGUF")
     return value
+
+
+def matrix(parts: Parts, name: str, *dtypes: Any) -> tuple[int, int]:
+    """The sizes of a part.  Raises FormatError unless it is a matrix with something in it, of one of the dtypes."""
+    values = parts[name]
+    if values.ndim != 2 or not values.size or values.dtype not in dtypes:
+        raise FormatError(f"{name}: expected a matrix of {' or '.join(str(np.dtype(dtype)) for dtype in dtypes)}, got "
+                          f"{values.dtype} {values.shape}; {DAMAGED}")  # fmt: skip
+    return values.shape[0], values.shape[1]
 
 
 def linear_of(name: str, layouts: tuple[Layout, ...]) -> tuple[str, str] | None:

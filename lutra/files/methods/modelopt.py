@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lutra.files.methods.floats import fp8_matrix, nibbles, nvfp4
-from lutra.files.methods.layout import Layout, Parts, option
+from lutra.files.methods.layout import Layout, Parts, matrix, option
 from lutra.formats.qtensor import QTensor
 
 ALGORITHMS = ("NVFP4", "FP8")
@@ -32,7 +32,7 @@ def _read_nvfp4(parts: Parts) -> QTensor:
 
 
 def _nvfp4_shape(parts: Parts) -> tuple[int, int]:
-    n, half = parts["weight"].shape
+    n, half = matrix(parts, "weight", np.uint8)
     return n, 2 * half
 
 
