@@ -49,9 +49,19 @@ ROW_BLOCKS: dict[tuple[str, str], tuple[int, ...]] = {
     ("trit5", "portable"): (1, 2),
 }
 USUAL_ROW_BLOCKS = (1, 2, 4)
+# family and ISA → the row blocks for FEW_ROWS rows at most, a batch: also those between, each compiled when it is asked
+# for, so that 5 rows cost no more than 5.  Only kernels that leave rows out which are not there, see matmul_mad.py
+FEW_ROWS = 32
+FEW_ROW_BLOCKS: dict[tuple[str, str], tuple[int, ...]] = {
+    ("mad", "avx512"): tuple(range(1, 13)),
+    ("mad", "avxvnni"): (1, 2, 3, 4),
+    ("mad", "avx2"): (1, 2, 3, 4),
+}
 # Taking codes out of their words costs a block as much as the dot products of so many rows: mad, AVX-512, 2 bits, from
 # the .062 instructions per weight of one row and the .034 of each of four
 UNPACK_ROWS = 1.5
+# The sums of so many rows fill the registers; blocks of more gain nothing, though they waste no row where they hold all
+FULL_ROWS, SPILL_ROWS = 8, 0.2
 
 
 def choose(weight: QTensor | np.ndarray, isa: str | None = None) -> str:
@@ -94,19 +104,22 @@ def row_blocks(order: str, isa: str) -> tuple[int, ...]:
 def tile_m(weight: TiledWeight, rows: int, isa: str | None = None) -> int:
     """Rows of activations per task for at most `rows` rows: the smallest block that holds them.
 
-    Where none does, the block that computes them in the fewest instructions, none larger than the one that was measured
-    best for many rows: a block is computed whole, so ten rows cost twelve in blocks of 4 and sixteen in blocks of 8.
+    Where none does, the block that computes them in the fewest instructions: blocks are computed almost whole, so ten
+    rows cost twelve in blocks of 4 and sixteen in blocks of 8.  Of ROW_BLOCKS none larger than the one that was
+    measured best for many rows.
     """
-    blocks = row_blocks(weight.order, targets.choose(isa).isa)
+    isa = targets.choose(isa).isa
+    usual = row_blocks(weight.order, isa)
+    blocks = FEW_ROW_BLOCKS.get((weight.order, isa), usual) if rows <= FEW_ROWS else usual
     found = tuned.row_block(weight, isa)
-    many = found if found in blocks else blocks[-1]
+    many = found if found in usual and blocks is usual else blocks[-1]
     fitting = [block for block in blocks if block >= rows]
     return fitting[0] if fitting else min(blocks, key=lambda block: (block > many, _block_cost(rows, block), -block))
 
 
 def _block_cost(rows: int, block: int) -> float:
     """What `rows` rows cost in blocks, in rows of dot products."""
-    return -(-rows // block) * (block + UNPACK_ROWS)
+    return -(-rows // block) * (block + UNPACK_ROWS + SPILL_ROWS * max(0, block - FULL_ROWS))
 
 
 def bind(

@@ -13,8 +13,10 @@ Bounds: a group's int32 sum holds while 127 * 255 * group < 2**31: K < 66,000 in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import gcd
 
 import numpy as np
 
@@ -33,6 +35,7 @@ from lutra.compiler.language import (
     i64,
     load,
     loop,
+    minimum,
     prefetch,
     splat,
     u8,
@@ -53,7 +56,11 @@ from lutra.kernels.plan import Plan
 from lutra.kernels.tiles import CHUNK, ROWS, TiledWeight
 
 VECTOR = 4 * ROWS  # bytes: one packed word of 16 rows
+PADDED = 16  # rows of activations that buffers hold a multiple of
 QUADS = CHUNK // 4  # operands in a chunk, each meeting 4 activations
+# tile_m → the rows of a shorter block, for the last rows: one less, as the row block is chosen so that few are wasted.
+# The usual blocks have none: their code would take twice as long to compile
+SHORT = {7: 6, 9: 8, 10: 9, 11: 10}
 
 
 @kernel
@@ -86,16 +93,27 @@ def matmul_mad(
     plan,
 ):
     """`chunks` counts 32 weights along K; y_column is where outputs start in a row of y."""
-    blocks = (load(state, 0) + (tile_m - 1)) // tile_m
-    pair = task // blocks
-    rows = [(task % blocks) * tile_m + m for m in range(tile_m)]
-    x = X(xq, xs, sums, [r * xq_stride for r in rows], [r * xs_stride for r in rows], [r * sums_stride for r in rows])
+    num_rows = load(state, 0)
+    blocks = (num_rows + (tile_m - 1)) // tile_m
+    pair, first = task // blocks, (task % blocks) * tile_m
     w = W(codes, pair, chunks, format, Beside(scales, zeros, mins, super_scales, super_mins, chunks, format))
-    with when(pair < pairs):
-        passes = [multiply(w, x, range(t, t + plan.tiles), plan) for t in range(0, 2, plan.tiles)]
-        for m, row in enumerate(rows):
-            outs = [out for one in passes for out in one[m]]
-            finish_pair(outs, y, row * y_stride + y_column, pair, epilogue, bias if has_bias else None)
+    for count, chosen in row_counts(num_rows - first, tile_m):
+        with when((pair < pairs) if chosen is None else (pair < pairs) & chosen):
+            # a row there is not reads the last one, and stores nothing
+            rows = [minimum(first + m, num_rows - 1) if m else first for m in range(count)]
+            starts = ([row * stride for row in rows] for stride in (xq_stride, xs_stride, sums_stride))
+            x = X(xq, xs, sums, *starts)
+            passes = [multiply(w, x, range(t, t + plan.tiles), plan) for t in range(0, 2, plan.tiles)]
+            for m, row in enumerate(rows):
+                outs = [out for one in passes for out in one[m]]
+                with when(first + m < num_rows) if m else nullcontext():
+                    finish_pair(outs, y, row * y_stride + y_column, pair, epilogue, bias if has_bias else None)
+
+
+def row_counts(rest: Value, tile_m: int) -> list[tuple[int, Value | None]]:
+    """Numbers of rows that code is made for, and when each is chosen: the fewest that hold the `rest` rows."""
+    short = SHORT.get(tile_m)
+    return [(tile_m, rest > short), (short, rest <= short)] if short else [(tile_m, None)]
 
 
 @dataclass(frozen=True)
@@ -294,7 +312,7 @@ def bind(
     """Bind y = epilogue(x @ weight.T) to buffers.
 
     weight   mad order
-    x        Activations allocated for the weight's format, rows a multiple of tile_m
+    x        Activations allocated for the weight's format, rows a multiple of tile_m or of 16
     y        f32 [rows, stride]; outputs go to columns `column` ...
     state    int64; state[0] is the number of rows
     bias     f32 [padded_n] or None
@@ -304,8 +322,9 @@ def bind(
     format = weight.format
     if format is None or weight.order != "mad":
         raise KernelError(f"expected a weight in mad order, got {weight.order}; make it with tiles.tile_mad")
-    check_output(weight, y, column, epilogue, bias, tile_m)
-    activations.check(x, weight, tile_m, "")
+    multiple = gcd(tile_m, PADDED)  # other rows of a block are not touched unless they are there
+    check_output(weight, y, column, epilogue, bias, multiple)
+    activations.check(x, weight, multiple, "")
     check_state(state)
     launch = matmul_mad.bind(
         dict(

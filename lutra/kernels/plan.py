@@ -46,7 +46,11 @@ PLANS: dict[tuple[str, str, int], Plan] = {
     ("mad", "avx512", 1): Plan(2, accumulators=4, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR, in_place=True),
     ("mad", "avx512", 2): Plan(2, accumulators=2, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
     ("mad", "avx512", 4): Plan(2, accumulators=2, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
-    ("mad", "avx512", 8): Plan(2, accumulators=1, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
+    ("mad", "avx512", 3): Plan(2, accumulators=2, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
+    **{
+        ("mad", "avx512", rows): Plan(2, accumulators=1, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR)
+        for rows in range(5, 13)
+    },
     ("dense", "avx512", 4): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
     ("mad", "portable", 1): Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=AHEAD),  # short code compiles fast
     # trit5: tiles of 128 rows where one row of activations looks sums up (matmul_trit.py), else quarters of 64 rows,

@@ -21,25 +21,37 @@ def test_row_blocks_by_hand():
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_the_smallest_block_that_holds_all_rows(isa):
-    tiled = choose.tile(random_weight(catalog.find("planes4-g32"), 16, 32), isa=isa)
-    blocks = choose.row_blocks(tiled.order, isa)
-    assert list(blocks) == sorted(blocks) and blocks[0] == 1
-    assert all(16 % block == 0 for block in blocks)  # buffers are padded to 16 rows
-    for rows in range(1, 40):
-        block = choose.tile_m(tiled, rows, isa)
+@pytest.mark.parametrize("order", ["mad", "lut"])
+def test_the_smallest_block_that_holds_all_rows(isa, order):
+    tiled = choose.tile(random_weight(catalog.find("planes4-g32"), 16, 32), order=order)
+    usual = choose.row_blocks(order, isa)
+    assert list(usual) == sorted(usual) and usual[0] == 1
+    assert all(16 % block == 0 for block in usual)  # buffers are padded to 16 rows
+    few = choose.FEW_ROW_BLOCKS.get((order, isa), usual)
+    assert set(few) >= set(usual)
+    for rows in range(1, 100):
+        block, blocks = choose.tile_m(tiled, rows, isa), few if rows <= choose.FEW_ROWS else usual
         if rows <= blocks[-1]:
             assert block == min(each for each in blocks if each >= rows)
         else:  # whole blocks waste fewer rows than those of the largest would
             assert block in blocks and -(-rows // block) * block <= -(-rows // blocks[-1]) * blocks[-1]
 
 
-def test_blocks_of_many_rows_by_hand():
-    """8 rows and what unpacking costs: 9.5.  9 and 12 rows: 2 * 9.5 or 3 * 5.5; 16: 2 * 9.5 or 4 * 5.5."""
+def test_blocks_of_a_batch_by_hand():
+    """A block of 8 costs 9.5 and one of 7 8.5.  13 rows: 2 * 8.5; 16: 2 * 9.5 or 4 * 5.5; 17: 2 * 10.7 or 3 * 7.5."""
     tiled = choose.tile(random_weight(catalog.find("ternary"), 16, 32), order="mad")
     if "avx512" in ISAS:
-        want = {8: 8, 9: 4, 12: 4, 13: 8, 16: 8, 20: 4, 32: 8, 64: 8}
+        want = {5: 5, 8: 8, 9: 9, 12: 12, 13: 7, 16: 8, 17: 9, 19: 10, 25: 9, 32: 8, 33: 8, 64: 8, 100: 8}
         assert {rows: choose.tile_m(tiled, rows, "avx512") for rows in want} == want
+
+
+def test_a_row_more_never_costs_much_more_than_a_row():
+    """In rows of dot products: the rate of any number of rows is within a tenth of the best of fewer."""
+    tiled, best = choose.tile(random_weight(catalog.find("ternary"), 16, 32), order="mad"), 0.0
+    for rows in range(1, 33) if "avx512" in ISAS else []:
+        rate = rows / choose._block_cost(rows, choose.tile_m(tiled, rows, "avx512"))
+        assert rate > 0.9 * best, rows
+        best = max(best, rate)
 
 
 @pytest.mark.parametrize("isa", ISAS)

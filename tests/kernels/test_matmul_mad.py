@@ -84,6 +84,40 @@ def test_every_width_in_the_largest_block(name, isa):
     check(format, SIZES, choose.row_blocks("mad", isa)[-1], isa)
 
 
+# a scale per row, per group, several terms, a table of levels
+ONE_PER_KIND = ["ternary", "planes4-g32", "planes1x3-g128-mins", "iq4nl-g32-i8xf16"]
+FEW = (3, 7, 13, 17, 33)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "portable"])
+@pytest.mark.parametrize("name", ONE_PER_KIND)
+def test_any_number_of_rows_and_none_beyond(name, isa):
+    """1 to 33 rows in the block chosen for them, then every block, whole and in part; rows beyond are not written.
+
+    Formats after the first take fewer of them: each block is a kernel to compile.
+    """
+    w, most = random_weight(catalog.find(name), 33, 97), 33
+    tiled, x = tile_mad(w), random_activations(w, most, 48)
+    want = integer.matmul(x.xq[:most], x.xs[:most], w)
+    chosen = [(m, choose.tile_m(tiled, m, isa)) for m in (range(1, most + 1) if name == ONE_PER_KIND[0] else FEW)]
+    blocks = {block for _, block in chosen}
+    for m, tile_m in [*chosen, *((m, block) for block in blocks for m in {1, block + 1, 2 * block - 1})]:
+        y = np.full((48, tiled.padded_n), np.nan, np.float32)
+        run(matmul_mad.bind(tiled, x, y, state(m), epilogue="store", tile_m=tile_m, isa=isa), m)
+        assert y[:m, :33].tobytes() == want[:m].tobytes(), (m, tile_m)
+        assert np.isnan(y[m:]).all(), (m, tile_m)
+
+
+def test_the_interpreter_sees_no_row_read_or_written_beyond_the_buffers():
+    """Blocks of 7 and 9 rows over buffers of 16, and their shorter last ones."""
+    w = random_weight(catalog.find("planes4-g32"), 33, 64)
+    x = random_activations(w, 16, 16)
+    for m, tile_m in ((13, 7), (16, 9), (10, 9), (9, 8)):
+        y = aligned((16, 64), np.float32)
+        step = matmul_mad.bind(tile_mad(w), x, y, state(m), epilogue="store", tile_m=tile_m)
+        step.launch.kernel.check(step.launch.args, step.count(m), **step.launch.static)
+
+
 OTHERS = ["planes2-g64-mins-token", "planes1-g16-zeros", "planes4-g16", "planes5-g16-mins", "planes7-g16-zeros",
           "int8-g16-f32", "int8-g64-f32-token"]  # fmt: skip
 
