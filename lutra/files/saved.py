@@ -130,6 +130,8 @@ def open(path: str | Path) -> ModelFile:
         load = partial(_weight, path, name, format, shape, views)
         tensors[name] = LazyTensor(name, name, format.name, shape, "as stored", load)
     for name, entry in left.items():
+        if name in tensors:
+            raise refusal(path, shown(name), "one tensor of this name", "a quantised and a dense one", AGAIN)
         values = _view(path, data, name, entry)
         tensors[name] = LazyTensor(name, name, entry.dtype, entry.shape, "as stored", partial(_same, values))
     return ModelFile(path, KIND, header, tensors)
