@@ -47,6 +47,7 @@ from lutra.formats.reduce import NUM_LANES, tree_sum
 from lutra.kernels.buffers import check_state
 from lutra.kernels.exp2 import exp2
 from lutra.kernels.pieces import (
+    NEAR,
     PIECE,
     PIECE_BLOCKS,
     TASKS,
@@ -185,6 +186,7 @@ def _score(
 ) -> None:  # fmt: skip
     """Scores of all queries of an item and the positions of a piece; -infinity for those a row does not see."""
     head_dim, tile, size = shape.head_dim, shape.tile, shape.head_dim * BLOCK
+    ahead = _ahead(item, keys, shape.together * size)
     for block in loop(0, item.num_blocks(piece), shape.together):
         first = item.kv * blocks + piece * PIECE_BLOCKS + block
         for slot in loop(0, item.num_slots, tile):
@@ -193,10 +195,12 @@ def _score(
             sums = [[var(const(0.0, f32, BLOCK)) for _ in range(shape.together)] for _ in range(tile)]
 
             def add(d: Value | int, i: int) -> None:
-                ks = [_vector(keys, (first + b) * size + d * BLOCK + i * BLOCK, i, size) for b in range(shape.together)]  # noqa: B023
+                place = first * size + (d * BLOCK + i * BLOCK)  # noqa: B023
+                ks = [_vector(keys, place + b * size, i, ahead) for b in range(shape.together)]
                 if item.piece is not None and i % _per_line(values) == 0:  # the values are as many, and read next
+                    coming = first * (BLOCK * padded(head_dim)) + (d * BLOCK + i * BLOCK)  # noqa: B023
                     for b in range(shape.together):
-                        prefetch(values, (first + b) * (BLOCK * padded(head_dim)) + d * BLOCK + i * BLOCK)  # noqa: B023
+                        prefetch(values, coming + b * (BLOCK * padded(head_dim)), 2)
                 for source, accs in zip(sources, sums, strict=True):  # noqa: B023
                     x = splat(load(q, source + d + i), BLOCK)
                     for acc, k in zip(accs, ks, strict=True):
@@ -244,6 +248,7 @@ def _gather(
     # STRIDE positions at a time, whose values stay in the nearest cache from one tile to the next
     columns, width, end = padded(shape.head_dim), shape.span * NUM_LANES, item.num_blocks(piece) * BLOCK
     first = (item.kv * blocks + piece * PIECE_BLOCKS) * BLOCK
+    ahead = _ahead(item, values, BLOCK * columns)
     for begin in loop(0, end, STRIDE):
         for start in loop(0, columns, width):
             for slot in loop(0, item.num_slots, shape.tile):
@@ -258,10 +263,11 @@ def _gather(
                 for j in loop(begin, minimum(begin + STRIDE, end), UNROLL):
                     for u in range(UNROLL):
                         at = (first + j + u) * columns + start
-                        vs = [_vector(values, at + i * NUM_LANES, i, BLOCK * columns) for i in range(shape.span)]
+                        vs = [_vector(values, at + i * NUM_LANES, i, ahead) for i in range(shape.span)]
                         if item.piece is not None:  # the next piece of keys
+                            coming = (item.next_block(blocks) * BLOCK + j + u) * shape.head_dim + start
                             for i in range(0, shape.span, _per_line(keys)):
-                                prefetch(keys, (first + PIECE + j + u) * shape.head_dim + start + i * NUM_LANES)
+                                prefetch(keys, coming + i * NUM_LANES, 2)
                         for i, accs in enumerate(outs):
                             p = splat(load(scores, (item.first_slot + slot + i) * PIECE + j + u), NUM_LANES)
                             for acc, v in zip(accs, vs, strict=True):
@@ -269,6 +275,11 @@ def _gather(
                 for place, accs in zip(places, outs, strict=True):
                     for i, acc in enumerate(accs):
                         store(parts, place + i * NUM_LANES, acc.get())
+
+
+def _ahead(item: Item, cache: Value, otherwise: int) -> int:
+    """Numbers ahead to ask for: few where another loop has brought them into the second cache."""
+    return otherwise if item.piece is None else NEAR // cache.type.dtype.size_bytes
 
 
 def _vector(cache: Value, at: Value, i: int, ahead: int) -> Value:

@@ -59,6 +59,7 @@ from lutra.kernels.buffers import aligned, check_state
 from lutra.kernels.cache import BLOCK, CODES, STRIDE, Cache, Codes, Queries, integers_spec
 from lutra.kernels.exp2 import exp2
 from lutra.kernels.pieces import (
+    NEAR,
     PIECE,
     PIECE_BLOCKS,
     TASKS,
@@ -215,9 +216,9 @@ def attention_codes(
                 clear_part(parts, item.total(slot), shape.record)
         for piece in item.pieces():
             block = item.kv * blocks + piece * PIECE_BLOCKS
-            _score(item, piece, shape, queries, keys, key_scales, block, scores, values)
+            _score(item, piece, shape, queries, keys, (key_scales, value_scales), block, scores, values)
             _weigh(item, piece, shape, integer_weights, value_scales, block)
-            _gather(item, piece, shape, integer_weights, values, block, keys)
+            _gather(item, piece, shape, integer_weights, values, block, keys, blocks)
             if not split:
                 for slot in loop(0, item.num_slots):
                     merge_part(parts, item.total(slot), item.part(slot, (slot, slot), piece), shape.record)
@@ -279,11 +280,15 @@ class Weights:
 
 
 def _score(
-    item: Item, piece: Value, shape: Shape, rows: Rows, keys: Value, scales: Value, block: Value, scores: Value,
-    values: Value,
+    item: Item, piece: Value, shape: Shape, rows: Rows, keys: Value, scales: tuple[Value, Value],
+    block: Value, scores: Value, values: Value,
 ) -> None:  # fmt: skip
-    """Scores of all queries of an item and the positions of a piece; -infinity for those a row does not see."""
+    """Scores of all queries of an item and the positions of a piece; -infinity for those a row does not see.
+
+    keys and values, and their two scales, lie alike: while keys are read, values are asked for.
+    """
     kind, words, together = shape.kind, shape.key_words, shape.together
+    ahead = words * (4 * STRIDE) if item.piece is None else NEAR
     for quarter in loop(0, _strides(item, piece) * _QUARTERS, together):
         for slot in loop(0, item.num_slots, shape.tile):
             queries = item.queries(slot, shape.tile)
@@ -291,12 +296,12 @@ def _score(
             accs = [_Sums(together, kind.parts) for _ in queries]
             for word in loop(0, words):
                 stored = [
-                    _fetch(keys, ((block + quarter + i) * words + word) * (4 * BLOCK), words * (4 * STRIDE))
+                    _fetch(keys, ((block + quarter + i) * words + word) * (4 * BLOCK), ahead)
                     for i in range(together)
                 ]
                 if item.piece is not None:  # a piece of values is as large as one of keys, and read next
                     for i in range(together):
-                        prefetch(values, ((block + quarter + i) * words + word) * (4 * BLOCK))
+                        prefetch(values, ((block + quarter + i) * words + word) * (4 * BLOCK), 2)
                 for i in range(kind.per_byte):
                     codes = [_code(v, i, kind) for v in stored]
                     for index, acc in zip(indices, accs, strict=True):
@@ -306,7 +311,10 @@ def _score(
             found = [acc.values() for acc in accs]
             for b in range(together):
                 at = (block + quarter + b) * (2 * BLOCK)
-                ks, km = (convert(load(scales, at + i * BLOCK, BLOCK), f32) for i in range(2))
+                if item.piece is not None:  # scales of the next piece of keys, and of these positions' values
+                    prefetch(scales[0], at + PIECE_BLOCKS * (2 * BLOCK), 2)
+                    prefetch(scales[1], at)
+                ks, km = (convert(load(scales[0], at + i * BLOCK, BLOCK), f32) for i in range(2))
                 for i, ((row, _), index) in enumerate(zip(queries, indices, strict=True)):
                     unit = load(rows.scales, index * 2) * rows.scale
                     offset = unit * load(rows.scales, index * 2 + 1)
@@ -363,25 +371,28 @@ def _weigh(item: Item, piece: Value, shape: Shape, room: Weights, scales: Value,
 
 
 def _gather(
-    item: Item, piece: Value, shape: Shape, room: Weights, values: Value, block: Value, keys: Value
+    item: Item, piece: Value, shape: Shape, room: Weights, values: Value, block: Value, keys: Value, blocks: Value
 ) -> None:  # fmt: skip
     """out of the record of the piece = weights times codes, 64 positions at a time."""
     kind, vectors, size = shape.kind, shape.vectors, STRIDE * NUM_LANES
+    following = block if item.piece is None else item.next_block(blocks)
+    ahead = vectors * size if item.piece is None else NEAR
     for step in loop(0, _strides(item, piece)):
         for vector in loop(0, vectors, shape.span):
             start = (block // _QUARTERS + step) * (vectors * size) + vector * size
+            coming = (following // _QUARTERS + step) * (vectors * size) + vector * size
             for slot in loop(0, item.num_slots, shape.tile):
                 queries = item.queries(slot, shape.tile)
                 accs = [[_Sums(shape.span, kind.parts) for _ in range(kind.per_byte)] for _ in queries]
                 own = item.first_slot + slot
                 for quad in loop(0, STRIDE // 4):
                     stored = [
-                        _fetch(values, start + i * size + quad * (4 * NUM_LANES), vectors * size)
+                        _fetch(values, start + i * size + quad * (4 * NUM_LANES), ahead)
                         for i in range(shape.span)
                     ]
                     if item.piece is not None:  # the next piece of keys
                         for i in range(shape.span):
-                            prefetch(keys, start + i * size + quad * (4 * NUM_LANES) + _STRIDES * vectors * size)
+                            prefetch(keys, coming + i * size + quad * (4 * NUM_LANES), 2)
                     codes = [[_code(v, i, kind) for v in stored] for i in range(kind.per_byte)]
                     for h, acc in enumerate(accs):
                         for part in range(kind.parts):

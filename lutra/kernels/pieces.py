@@ -53,6 +53,9 @@ PIECE = 256  # positions; merging takes 3 % (f16) to 7 % (int4) of attention, an
 PIECE_BLOCKS = PIECE // BLOCK
 LOWEST, HIGHEST = -1e30, 1e30  # of scores; NaN counts as LOWEST, and a position after the row's own as -infinity
 TASKS = 32  # that items are dealt to; each has scratch of its own, and much of it would push the cache out of L2
+# A split step asks for values while it reads keys, and for the next item's keys while it reads values, in the second
+# cache, which waits for more lines at once than the first; the first is asked for NEAR bytes ahead
+NEAR = 1024
 SPLIT_ROWS = 8  # rows up to which pieces are items of their own
 BLOCK_ROWS, BLOCK_QUERIES = 8, 32  # rows of a block: at least so many, and more where few heads share a key
 
@@ -188,6 +191,7 @@ class Item:
     num_rows, position     of the step: state[0] and [1]
     first                  row of slot 0
     piece                  the only one, or None for all that the last row sees
+    following              key/value head and piece of the next item, whatever its task; the last item is its own next
     """
 
     task: Value
@@ -201,6 +205,7 @@ class Item:
     kv: Value
     first: Value
     piece: Value | None
+    following: tuple[Value, Value] | None
 
     @property
     def rows_end(self) -> Value:
@@ -243,6 +248,12 @@ class Item:
         """Blocks of 16 positions of a piece that the last row sees."""
         return minimum((self.end - piece * PIECE + (BLOCK - 1)) // BLOCK, PIECE_BLOCKS)
 
+    def next_block(self, blocks: Value) -> Value:
+        """The block of 16 positions that the next item begins with, in a cache of so many a head; of a split step."""
+        assert self.following is not None
+        kv, piece = self.following
+        return kv * blocks + piece * PIECE_BLOCKS
+
     def pieces(self) -> Iterator[Value]:
         """The pieces of this item, the first one first."""
         if self.piece is not None:
@@ -264,8 +275,12 @@ def items(
     for index in loop(count * task // TASKS, count * (task + 1) // TASKS):
         kv, rest = index // inner, index % inner
         first = const(0, i64) if split else rest * max_rows
-        piece = rest if split else None
-        yield Item(task, heads, heads // kv_heads, max_rows, record, num_pieces, num_rows, position, kv, first, piece)
+        piece, following = None, None
+        if split:
+            after = minimum(index + 1, count - 1)
+            piece, following = rest, (after // inner, after % inner)
+        sizes = (task, heads, heads // kv_heads, max_rows, record, num_pieces)
+        yield Item(*sizes, num_rows, position, kv, first, piece, following)
 
 
 def clear_part(parts: Value, at: Value, record: int) -> None:

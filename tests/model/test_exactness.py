@@ -11,6 +11,7 @@ import pytest
 from lutra.compiler import targets
 from lutra.compiler.launch import Workers
 from lutra.files import open_model
+from lutra.kernels.pieces import PIECE
 from lutra.model.config import config_from
 from lutra.model.load import load_weights
 from lutra.model.transformer import Transformer
@@ -43,12 +44,14 @@ def _hugging_face(folder: Path, family: str) -> Path:
     return folder
 
 
-def _transformer(model: Model, isa: str | None = None, threads: int = 1, chunk: int = 64) -> Transformer:
+def _transformer(
+    model: Model, isa: str | None = None, threads: int = 1, chunk: int = 64, context: int = CONTEXT
+) -> Transformer:
     path, kv = model
     file = open_model(path)
     config = config_from(file)
     weights = load_weights(file, config)
-    return Transformer(config, weights, Workers(threads), CONTEXT, chunk=chunk, isa=isa, kv=kv)
+    return Transformer(config, weights, Workers(threads), context, chunk=chunk, isa=isa, kv=kv)
 
 
 @pytest.fixture(scope="module", params=[*MODELS, *KV])
@@ -84,3 +87,49 @@ def test_chunk_size_and_earlier_texts_do_not_change_a_bit(model, want):
     transformer = _transformer(model, chunk=16)
     transformer.prefill([5] * 60, 0)  # leaves its keys and values in the cache
     np.testing.assert_array_equal(transformer.prefill(TOKENS, 0).view(np.uint32), want.view(np.uint32))
+
+
+# ---- a text of several of attention's pieces -------------------------------------------------------------------------
+
+LONG = [int(i) for i in np.random.default_rng(6).integers(3, 250, 2 * PIECE + 91)]  # three pieces, the last one partial
+CACHES = {"f16": "gguf-Q8_0", "int8": "gguf-Q8_0"}
+
+
+@pytest.fixture(scope="module", params=CACHES)
+def long_model(request, tmp_path_factory) -> Model:
+    return MODELS[CACHES[request.param]](tmp_path_factory.mktemp("long")), request.param
+
+
+@pytest.fixture(scope="module")
+def long_want(long_model) -> list[bytes]:
+    """Logits after the first cut and after each of seven single tokens, one thread, the widest instruction set."""
+    return _long_logits(long_model, [2 * PIECE + 84] + [1] * 7)
+
+
+def _long_logits(model: Model, cuts: list[int], isa: str | None = None, threads: int = 1) -> list[bytes]:
+    """Logits after each cut, as bytes."""
+    transformer, position, logits = _transformer(model, isa, threads, context=len(LONG)), 0, []
+    for cut in cuts:
+        logits.append(transformer.prefill(LONG[position : position + cut], position).tobytes())
+        position += cut
+    assert position == len(LONG)
+    return logits
+
+
+WIDE = [target.isa for target in targets.available() if target.isa in ("avx512", "avx2")]
+
+
+@pytest.mark.parametrize("isa", WIDE)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_several_pieces_are_the_same_bits_everywhere(long_model, long_want, isa, threads):
+    """Blocks of rows that merge as they go, then single rows whose pieces are merged by a launch of their own."""
+    assert _long_logits(long_model, [2 * PIECE + 84] + [1] * 7, isa, threads) == long_want
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [[len(LONG)], [PIECE, PIECE, 91], [PIECE - 1, 2, PIECE + 88, 2], [2 * PIECE - 3, *[1] * 6, 88], [600, 3]],
+    ids=["whole", "pieces", "across", "single rows across", "short end"],
+)
+def test_cuts_of_several_pieces_do_not_change_a_bit(long_model, long_want, cuts):
+    assert _long_logits(long_model, cuts)[-1] == long_want[-1]
