@@ -11,7 +11,7 @@ from lutra.compiler import targets
 from lutra.compiler.launch import Program, Workers
 from lutra.formats import catalog
 from lutra.kernels import choose, tuned
-from lutra.kernels.plan import Plan, candidates, plan_for
+from lutra.kernels.plan import candidates, plan_for
 from lutra.kernels.tuned import DECODE, PREFILL
 from lutra.machine import Roof
 from lutra.model import trial
