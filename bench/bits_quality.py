@@ -115,7 +115,7 @@ def main() -> None:
     chosen = options.parse_args()
     rows = json.loads(chosen.out.read_text("utf-8")) if chosen.out.exists() else []
     with tempfile.TemporaryDirectory() as folder:
-        jobs = [("float", "float", lambda: chosen.model), *ours(chosen, Path(folder)), *theirs(chosen, Path(folder))]
+        jobs = [("float", "float", lambda: chosen.model), *theirs(chosen, Path(folder)), *ours(chosen, Path(folder))]
         for name, family, make in jobs:
             if any(row["name"] == name for row in rows):
                 continue

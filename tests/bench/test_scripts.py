@@ -37,7 +37,7 @@ def small_config() -> Any:
 @pytest.mark.parametrize(
     ("kind", "format"),
     [("Q4_0", "planes4-g32"), ("Q8_0", "int8-g32"), ("TQ1_0", "ternary-g256"), ("TQ2_0", "ternary-g256"),
-     ("Q2_K", "planes2-g16-mins-f32"), ("Q6_K", "planes6-g16-f32")],
+     ("Q2_K", "planes2-g16-mins-u8xf16"), ("Q6_K", "planes6-g16-i8xf16")],
 )  # fmt: skip
 def test_lutra_reads_the_file_back(make_gguf: ModuleType, tmp_path: Path, kind: str, format: str) -> None:
     config, path = small_config(), tmp_path / "random.gguf"

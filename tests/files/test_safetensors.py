@@ -162,7 +162,7 @@ def entry(dtype="F32", shape=(2, 2), begin=0, end=16):
         ({HEAD: entry(end=20)}, "16 bytes for F32"),
         ({HEAD: entry(begin=8, end=24)}, "cut short"),
         ({HEAD: entry(begin=2**62, end=2**62 + 16)}, "cut short"),
-        ({HEAD: entry(shape=(2**62, 2**62))}, "data_offsets"),
+        ({HEAD: entry(shape=(2**62, 2**62))}, "shape"),
         ({HEAD: entry(shape=(-2, -2))}, "shape"),
         ({HEAD: entry(shape=(2.0, 2))}, "shape"),
         ({HEAD: entry(shape=(True, 4))}, "shape"),
