@@ -24,6 +24,8 @@ from lutra import machine
 from lutra.engine.llm import LLM
 from lutra.errors import LutraError
 from lutra.files import open_model
+from lutra.files.blocks_write import SIZES
+from lutra.files.model_file import LazyTensor
 from lutra.files.names import LINEARS
 from lutra.formats.qtensor import QTensor
 from lutra.model.quantize import quantize
@@ -60,10 +62,19 @@ def bits_per_weight(path: Path) -> float:
     num_bytes = num_weights = 0
     for name, tensor in open_model(path).tensors.items():
         if name.rsplit(".", 1)[-1] in LINEARS:
-            value = tensor.read()
-            num_bytes += value.nbytes if isinstance(value, QTensor) else 2 * tensor.shape[0] * tensor.shape[1]
+            num_bytes += stored_bytes(tensor)
             num_weights += tensor.shape[0] * tensor.shape[1]
     return 8 * num_bytes / num_weights
+
+
+def stored_bytes(tensor: LazyTensor) -> float:
+    """Bytes of a matrix as its file has it: K-quants have scales of 6 bits there."""
+    size = tensor.shape[0] * tensor.shape[1]
+    if tensor.stored_type in SIZES:
+        block_size, block_bytes = SIZES[tensor.stored_type]
+        return size / block_size * block_bytes
+    value = tensor.read()
+    return value.nbytes if isinstance(value, QTensor) else 2 * size
 
 
 def ours(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str, Any]]:
