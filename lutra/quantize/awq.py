@@ -22,7 +22,8 @@ import numpy as np
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
 from lutra.quantize.clip import clip
-from lutra.quantize.rounding import as_finite_f32, reduce_groups, round_to_nearest, spread_groups
+from lutra.quantize.groups import reduce, spread
+from lutra.quantize.rounding import as_finite_f32, round_to_nearest
 
 RATIOS = 20
 SMALLEST = np.float32(1e-4)
@@ -80,7 +81,7 @@ def column_importance(weights: Sequence[np.ndarray], format: Format) -> np.ndarr
     total, k = np.zeros(weights[0].shape[1]), weights[0].shape[1]
     for w in weights:
         size = np.abs(w)
-        largest = spread_groups(reduce_groups(np.maximum, size, format), k, format)
+        largest = spread(reduce(np.maximum, size, format.group_size), k, format.group_size)
         total += np.divide(size, largest, out=np.zeros_like(size), where=largest > 0).sum(0, dtype=np.float64)
     mean: np.ndarray = (total / sum(map(len, weights))).astype(np.float32)
     return mean

@@ -15,12 +15,12 @@ import numpy as np
 
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
+from lutra.quantize.groups import reduce
 from lutra.quantize.levels import recode
 from lutra.quantize.rounding import (
     RANGES,
     as_finite_f32,
     default_range,
-    reduce_groups,
     round_to_nearest,
     spread_groups,
 )
@@ -69,7 +69,7 @@ def shares(steps: int = STEPS, least: float = LEAST) -> np.ndarray:
 def power_sum(difference: np.ndarray, format: Format, power: float) -> np.ndarray:
     """Sum |difference|**power in each group: f32 [n, K] to [n, G]."""
     size = difference * difference if power == 2 else np.abs(difference) ** np.float32(power)
-    return reduce_groups(np.add, size, format)
+    return reduce(np.add, size, format.group_size)
 
 
 def _clip_rows(

@@ -30,7 +30,7 @@ from lutra.errors import FormatError
 from lutra.formats import scales as scale_types
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
-from lutra.quantize.groups import spread
+from lutra.quantize.groups import reduce, spread
 from lutra.quantize.rounding import as_finite_f32
 from lutra.quantize.store import as_float_type, of_groups, two_level
 
@@ -129,7 +129,7 @@ def encode(w: np.ndarray, element: str, group_size: int, rule: str) -> Encoded:
         raise FormatError(f"expected an element of {', '.join(ELEMENTS)} and a rule of absmax, floor, ceil, got "
                           f"{element} and {rule}; choose among these")  # fmt: skip
     w = as_finite_f32(w)
-    levels, most = ELEMENTS[element], _largest(w, group_size)
+    levels, most = ELEMENTS[element], reduce(np.maximum, np.abs(w), group_size)
     scales = (
         np.ldexp(np.float32(1), _exponents(most, levels, rule)) if rule in POWERS else most / np.float32(levels.top)
     )
@@ -153,7 +153,7 @@ def quantize(w: np.ndarray, format: Format, rule: str | None = None) -> QTensor:
             f"{format.name}: expected a format of one term without offset and a rule of floor or ceil, "
             f"got {format.terms} terms, offset {format.offset}, rule {rule}; choose another of these"
         )
-    levels, most = element_of(format), _largest(w, format.group_size)
+    levels, most = element_of(format), reduce(np.maximum, np.abs(w), format.group_size)
     upper = None
     if format.scale_dtype == "e8m0":
         rule = rule or ("ceil" if format.levels == "uniform" else "floor")
@@ -175,12 +175,6 @@ def element_of(format: Format) -> Element:
         levels[np.abs(levels) > levels.max()] = np.nan
         levels[format.num_codes :] = np.nan  # the fourth code of trits
     return Element(levels)
-
-
-def _largest(w: np.ndarray, group_size: int) -> np.ndarray:
-    """Return max|w| of every group, f32 [N, G]."""
-    found: np.ndarray = np.maximum.reduceat(np.abs(w), np.arange(0, w.shape[1], group_size or w.shape[1]), axis=1)
-    return found
 
 
 def _codes(w: np.ndarray, scales: np.ndarray, levels: Element, group_size: int) -> np.ndarray:

@@ -50,6 +50,12 @@ def by_groups(w: np.ndarray, group_size: int, fit: Callable[..., Fitted], *besid
                   np.concatenate([part.scales for part in parts], 1), mins)  # fmt: skip
 
 
+def reduce(ufunc: np.ufunc, w: np.ndarray, group_size: int) -> np.ndarray:
+    """Reduce each group of weights to one number, [N, ceil(K / group_size)]; the last group may be short."""
+    result: np.ndarray = ufunc.reduceat(w, np.arange(0, w.shape[1], group_size or w.shape[1]), axis=1)
+    return result
+
+
 def spread(per_group: np.ndarray, k: int, group_size: int) -> np.ndarray:
     """Give every weight the value of its group: [N, G] to [N, K]."""
     return np.repeat(per_group, group_size or k, axis=1)[:, :k]

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
+from lutra.quantize.groups import spread
 
 
 def num_levels(format: Format) -> int:
@@ -137,7 +137,7 @@ def _is_uniform(format: Format) -> bool:
 def _uniform_index(q: QTensor, w: np.ndarray) -> np.ndarray:
     """Levels at equal distances need no search."""
     first, second = np.moveaxis(levels_of(q, (0, 1)), -1, 0)                       # [N, G]
-    first, step = (_spread(values, w.shape[1], q.format) for values in (first, second - first))
+    first, step = (spread(values, w.shape[1], q.format.group_size) for values in (first, second - first))
     with np.errstate(over="ignore"):
         place = np.divide(w - first, step, out=np.zeros_like(w), where=step != 0)
     index: np.ndarray = np.rint(place).clip(0, q.format.num_codes - 1)
@@ -153,12 +153,7 @@ def _index(q: QTensor, w: np.ndarray) -> np.ndarray:
     borders = rising[..., 1:] / np.float32(2) + rising[..., :-1] / np.float32(2)
     place = np.zeros((n, k), np.uint16)
     for border in np.moveaxis(borders, -1, 0):
-        place += w > _spread(border, k, q.format)
+        place += w > spread(border, k, q.format.group_size)
     group = np.arange(k) // (q.format.group_size or k)
     index: np.ndarray = order[np.arange(n)[:, None], group, place]
     return index
-
-
-def _spread(per_group: np.ndarray, k: int, format: Format) -> Any:
-    """Give every weight the value of its group: [N, G] to [N, K]."""
-    return np.repeat(per_group, format.group_size or k, axis=1)[:, :k]

@@ -24,6 +24,8 @@ import numpy as np
 from lutra.errors import FormatError
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
+from lutra.quantize.groups import reduce, spread
+from lutra.quantize.store import as_float_type
 
 
 @dataclass(frozen=True)
@@ -84,33 +86,33 @@ def as_finite_f32(w: np.ndarray) -> np.ndarray:
 
 def symmetric(w: np.ndarray, format: Format) -> Grid:
     most = 2 ** (format.bits - 1) - 1
-    scales = reduce_groups(np.maximum, np.abs(w), format) / np.float32(most)
-    return Grid(_stored(scales, format), smallest_code=1)
+    scales = reduce(np.maximum, np.abs(w), format.group_size) / np.float32(most)
+    return Grid(as_float_type(scales, format), smallest_code=1)
 
 
 def full(w: np.ndarray, format: Format) -> Grid:
-    least, most = reduce_groups(np.minimum, w, format), reduce_groups(np.maximum, w, format)
+    least, most = reduce(np.minimum, w, format.group_size), reduce(np.maximum, w, format.group_size)
     extreme = np.where(-least >= most, least, most)  # the tie goes to the negative end, whose scale is positive
-    return Grid(_stored(extreme / np.float32(-(2 ** (format.bits - 1))), format))
+    return Grid(as_float_type(extreme / np.float32(-(2 ** (format.bits - 1))), format))
 
 
 def asymmetric(w: np.ndarray, format: Format) -> Grid:
-    least, most = reduce_groups(np.minimum, w, format), reduce_groups(np.maximum, w, format)
+    least, most = reduce(np.minimum, w, format.group_size), reduce(np.maximum, w, format.group_size)
     if format.offset == "zeros":  # a zero is a code, so the range has to reach 0
         least, most = np.minimum(least, 0), np.maximum(most, 0)
     half_range = most / np.float32(2) - least / np.float32(2)  # halves: most - least could overflow
-    scales = _stored(half_range / np.float32((2**format.bits - 1) / 2), format)
+    scales = as_float_type(half_range / np.float32((2**format.bits - 1) / 2), format)
     if format.offset == "mins":
-        return Grid(scales, mins=_stored(least, format))
+        return Grid(scales, mins=as_float_type(least, format))
     zeros = np.rint(_divide(-least, scales.astype(np.float32))).clip(0, 2**format.bits - 1)
     return Grid(scales, zeros=zeros.astype(np.uint8))
 
 
 def sign(w: np.ndarray, format: Format) -> Grid:
     counts = np.diff([*range(0, w.shape[1], format.group_size or w.shape[1]), w.shape[1]])
-    mean = reduce_groups(np.add, np.abs(w).astype(np.float64), format) / counts
-    mins = _stored(-mean.astype(np.float32), format)
-    return Grid(_stored(mins.astype(np.float32) * np.float32(-2), format), mins=mins)
+    mean = reduce(np.add, np.abs(w).astype(np.float64), format.group_size) / counts
+    mins = as_float_type(-mean.astype(np.float32), format)
+    return Grid(as_float_type(mins.astype(np.float32) * np.float32(-2), format), mins=mins)
 
 
 def _is_centred(format: Format) -> bool:
@@ -126,16 +128,9 @@ RANGES: dict[str, tuple[Callable[[Format], bool], Callable[[np.ndarray, Format],
 }
 
 
-def reduce_groups(ufunc: np.ufunc, w: np.ndarray, format: Format) -> np.ndarray:
-    """Reduce each group of weights to one number, [N, ceil(K / group_size)]; the last group may be short."""
-    starts = np.arange(0, w.shape[1], format.group_size or w.shape[1])
-    result: np.ndarray = ufunc.reduceat(w, starts, axis=1)
-    return result
-
-
 def spread_groups(per_group: np.ndarray, k: int, format: Format) -> np.ndarray:
     """Give every weight the f32 value of its group: [N, G] to [N, K]."""
-    return np.repeat(per_group.astype(np.float32), format.group_size or k, axis=1)[:, :k]
+    return spread(per_group.astype(np.float32), k, format.group_size)
 
 
 def _choose_codes(w: np.ndarray, format: Format, grid: Grid) -> QTensor:
@@ -148,19 +143,6 @@ def _choose_codes(w: np.ndarray, format: Format, grid: Grid) -> QTensor:
         codes += spread_groups(grid.zeros, k, format)
     codes = codes.clip(grid.smallest_code, format.num_codes - 1).astype(np.uint8)
     return QTensor.from_codes(format, codes, grid.scales, grid.zeros, grid.mins)
-
-
-def _stored(values: np.ndarray, format: Format) -> np.ndarray:
-    """Round to the type the format stores.
-
-    raises   FormatError   too large for f16
-    """
-    with np.errstate(over="ignore"):
-        stored = values.astype(format.dtype)
-    if not np.isfinite(stored).all():
-        raise FormatError(f"{format.name}: expected weights in reach of {format.scale_dtype} scales, got a group that "
-                          f"needs {np.abs(values).max():g}; use a format with f32 scales")
-    return stored
 
 
 def _divide(values: np.ndarray, scales: np.ndarray) -> np.ndarray:

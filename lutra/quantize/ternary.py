@@ -13,7 +13,8 @@ import numpy as np
 from lutra.errors import FormatError
 from lutra.formats import catalog
 from lutra.formats.qtensor import QTensor
-from lutra.quantize.rounding import as_finite_f32, reduce_groups, spread_groups
+from lutra.quantize.groups import reduce
+from lutra.quantize.rounding import as_finite_f32, spread_groups
 
 SMALLEST_SCALE = np.float32(1e-5)  # keeps a matrix of zeros from dividing by zero
 BLOCK_WEIGHTS = 1 << 20  # looked at together: a matrix that is not ternary is given up after so many
@@ -60,7 +61,7 @@ def find_ternary(w: np.ndarray, group_size: int = 0) -> QTensor | None:
     codes, scales = [], []
     for rows in _row_blocks(w):
         block = as_finite_f32(w[rows])
-        scale = reduce_groups(np.maximum, np.abs(block), form)  # [n, G]
+        scale = reduce(np.maximum, np.abs(block), group_size)  # [n, G]
         size = np.abs(block)
         if not ((size == 0) | (size == spread_groups(scale, w.shape[1], form))).all():
             return None
