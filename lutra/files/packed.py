@@ -12,31 +12,22 @@ What header and arrays mean is model/packed.py's business.
 from __future__ import annotations
 
 import itertools
-import json
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ml_dtypes
 import numpy as np
 
-from lutra.files.door import map_file, parse_object, refusal, shown
+from lutra.files.container import DTYPES, LINE_BYTES, NAMES, head, read_head, same, whole
+from lutra.files.door import map_file, refusal, shown
 from lutra.files.model_file import LazyTensor, ModelFile
-from lutra.files.safetensors_header import Entry, read_header
+from lutra.files.safetensors_header import Entry
 
 SUFFIX = ".lutra"
 VERSION = 1
 METADATA_KEY = "lutra"
-LINE_BYTES = 64
 FILL = "fill."
-DTYPES: dict[str, np.dtype[Any]] = {
-    "U8": np.dtype("u1"), "I8": np.dtype("i1"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F32": np.dtype("<f4"), "I32": np.dtype("<i4"),
-}  # fmt: skip
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 AGAIN = "pack the model again"
 _BLOCK_BYTES = 1 << 26  # written between two reports of progress
 
@@ -50,20 +41,8 @@ def write(path: Path, header: dict[str, Any], arrays: Mapping[str, np.ndarray], 
     arrays   flat, of the types of DTYPES, stored in this order
     raises   FileError   the folder is not there or not writable, or the disk is full
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("xb") as file:
-            _write(file, header, arrays, progress)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        megabytes = sum(array.nbytes for array in arrays.values()) / 1e6
-        raise refusal(path, "file", f"a place with room for {megabytes:.0f} MB", error.strerror or "an error",
-                      "make room or name another place") from None  # fmt: skip
-    finally:
-        with suppress(OSError):  # moved already, or never made
-            part.unlink()
+    with whole(path, sum(array.nbytes for array in arrays.values())) as file:
+        _write(file, header, arrays, progress)
 
 
 def _write(file: BinaryIO, header: dict[str, Any], arrays: Mapping[str, np.ndarray], progress: Progress) -> None:
@@ -81,17 +60,14 @@ def _write(file: BinaryIO, header: dict[str, Any], arrays: Mapping[str, np.ndarr
 
 
 def _head(header: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The length and the JSON, together a multiple of 64 bytes."""
-    entries: dict[str, Any] = {"__metadata__": {METADATA_KEY: json.dumps({"version": VERSION} | header)}}
+    entries: dict[str, Any] = {}
     end, fills = 0, itertools.count()
     for name, array in arrays.items():
         assert array.ndim == 1 and array.flags.c_contiguous and not name.startswith(FILL)
         end = _add(entries, name, array.dtype, array.nbytes, end)
         if end % LINE_BYTES:
             end = _add(entries, f"{FILL}{next(fills)}", np.dtype("u1"), -end % LINE_BYTES, end)
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % LINE_BYTES)
-    return len(text).to_bytes(8, "little") + text
+    return head(METADATA_KEY, {"version": VERSION} | header, entries)
 
 
 def _add(entries: dict[str, Any], name: str, dtype: np.dtype[Any], num_bytes: int, begin: int) -> int:
@@ -110,14 +86,8 @@ def open(path: str | Path) -> ModelFile:
     """
     path = Path(path)
     data = map_file(path)
-    entries, metadata = read_header(path, data)
-    if METADATA_KEY not in metadata:
-        raise refusal(path, "header", "a file that `lutra pack` wrote", "another safetensors file",
-                      "give it its own suffix, .safetensors, with config.json beside it")  # fmt: skip
-    header = parse_object(path, "header", metadata[METADATA_KEY].encode("utf-8", "replace"))
-    version = header.get("version")
-    if type(version) is not int or version != VERSION:
-        raise refusal(path, "version", str(VERSION), shown(version), f"update lutra, or {AGAIN}")
+    entries, header = read_head(path, data, METADATA_KEY, VERSION, "lutra pack",
+                                "give it its own suffix, .safetensors, with config.json beside it", AGAIN)  # fmt: skip
     tensors = {name: _lazy(path, data, name, entry) for name, entry in entries.items() if not name.startswith(FILL)}
     return ModelFile(path, "packed", header, tensors)
 
@@ -131,8 +101,4 @@ def _lazy(path: Path, data: np.ndarray, name: str, entry: Entry) -> LazyTensor:
         raise refusal(path, field, f"a place that is a multiple of {LINE_BYTES}", str(entry.begin),
                       f"another program has written this file: {AGAIN}")  # fmt: skip
     values = data[entry.begin : entry.begin + entry.num_bytes].view(DTYPES[entry.dtype])
-    return LazyTensor(name, name, entry.dtype, entry.shape, "used in place", partial(_same, values))
-
-
-def _same(values: np.ndarray) -> np.ndarray:
-    return values
+    return LazyTensor(name, name, entry.dtype, entry.shape, "used in place", partial(same, values))

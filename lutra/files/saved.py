@@ -19,23 +19,20 @@ run in place; this one keeps what the weights are, to be loaded, compared, packe
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from lutra.errors import FileError, FormatError
-from lutra.files.door import map_file, parse_object, refusal, shown
+from lutra.files.container import DTYPES, NAMES, head, read_formats, read_head, same, whole
+from lutra.files.door import map_file, refusal, shown
 from lutra.files.model_file import LazyTensor, ModelFile
 from lutra.files.safetensors_header import ITEM_BYTES, Entry, read_header
-from lutra.formats.catalog import axes_of, from_axes
+from lutra.formats.catalog import axes_of
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
 from lutra.formats.sidecars import Adapted
@@ -43,14 +40,8 @@ from lutra.formats.sidecars import Adapted
 KIND = "quantised"
 VERSION = 1
 METADATA_KEY = "lutra-model"
-LINE_BYTES = 64
 AGAIN = "quantise the model again"
 MAX_SIZE = 1 << 31
-DTYPES: dict[str, np.dtype[Any]] = {
-    "U8": np.dtype("u1"), "I8": np.dtype("i1"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F32": np.dtype("<f4"), "I32": np.dtype("<i4"),
-}  # fmt: skip
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PARTS = tuple(field.name for field in fields(QTensor) if field.name not in ("format", "shape"))
 SIDECARS = ("perm", "input_scale", "low_rank_u", "low_rank_v")
 _COPY_BYTES = 1 << 24
@@ -118,7 +109,7 @@ def open(path: str | Path) -> ModelFile:
     path = Path(path)
     data = map_file(path)
     entries, header = _read(path, data)
-    formats = {name: _format(path, name, axes) for name, axes in _table(path, header, "formats").items()}
+    formats = read_formats(path, _table(path, header, "formats"), AGAIN)
     tensors: dict[str, LazyTensor] = {}
     left = dict(entries)
     for name, stated in _table(path, header, "weights").items():
@@ -133,7 +124,7 @@ def open(path: str | Path) -> ModelFile:
         if name in tensors:
             raise refusal(path, shown(name), "one tensor of this name", "a quantised and a dense one", AGAIN)
         values = _view(path, data, name, entry)
-        tensors[name] = LazyTensor(name, name, entry.dtype, entry.shape, "as stored", partial(_same, values))
+        tensors[name] = LazyTensor(name, name, entry.dtype, entry.shape, "as stored", partial(same, values))
     return ModelFile(path, KIND, header, tensors)
 
 
@@ -144,15 +135,7 @@ def num_bytes(file: ModelFile, name: str) -> int:
 
 
 def _read(path: Path, data: np.ndarray) -> tuple[dict[str, Entry], dict[str, Any]]:
-    entries, metadata = read_header(path, data)
-    if METADATA_KEY not in metadata:
-        raise refusal(path, "header", "a file that `lutra quantize` wrote", "another safetensors file",
-                      "give the folder that it belongs to")  # fmt: skip
-    header = parse_object(path, "header", metadata[METADATA_KEY].encode("utf-8", "replace"))
-    version = header.get("version")
-    if type(version) is not int or version != VERSION:
-        raise refusal(path, "version", str(VERSION), shown(version), f"update lutra, or {AGAIN}")
-    return entries, header
+    return read_head(path, data, METADATA_KEY, VERSION, "lutra quantize", "give the folder that it belongs to", AGAIN)
 
 
 def _table(path: Path, header: dict[str, Any], name: str) -> dict[str, Any]:
@@ -160,15 +143,6 @@ def _table(path: Path, header: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise refusal(path, name, "an object", shown(table), AGAIN)
     return table
-
-
-def _format(path: Path, name: str, axes: object) -> Format:
-    if not isinstance(axes, dict):
-        raise refusal(path, f"format {shown(name)}", "an object of axes", shown(axes), AGAIN)
-    try:
-        return from_axes(axes)
-    except FormatError as error:
-        raise FileError(f"{path}: format {shown(name)}: {error}") from None
 
 
 def _statement(path: Path, name: str, stated: object, formats: dict[str, Format]) -> tuple[Format, tuple[int, int]]:
@@ -191,10 +165,6 @@ def _view(path: Path, data: np.ndarray, name: str, entry: Entry) -> np.ndarray:
         raise refusal(path, f"tensor {shown(name)}", f"one of {', '.join(DTYPES)}", entry.dtype, AGAIN)
     values = data[entry.begin : entry.begin + entry.num_bytes].view(DTYPES[entry.dtype]).reshape(entry.shape)
     return values if values.flags.aligned else values.copy()
-
-
-def _same(values: np.ndarray) -> np.ndarray:
-    return values
 
 
 def _weight(path: Path, name: str, format: Format, shape: tuple[int, int], arrays: dict[str, np.ndarray]) -> Tensor:
@@ -242,7 +212,7 @@ def _piece(name: str, array: np.ndarray) -> Piece:
 def _write(path: Path, header: dict[str, Any], pieces: list[Piece], progress: Progress) -> None:
     pieces = sorted(pieces, key=lambda piece: -ITEM_BYTES[piece.dtype])  # stable: else in the given order
     total, done = sum(piece.num_bytes for piece in pieces), 0
-    with _whole(path, total) as file:
+    with whole(path, total) as file:
         file.write(_head(header, pieces))
         for piece in pieces:
             for block in _blocks(piece):
@@ -256,15 +226,12 @@ def _silent(label: str, done: int, total: int) -> None:
 
 
 def _head(header: dict[str, Any], pieces: list[Piece]) -> bytes:
-    """The length and the JSON, together a multiple of 64 bytes."""
-    entries: dict[str, Any] = {"__metadata__": {METADATA_KEY: json.dumps({"version": VERSION} | header)}}
+    entries: dict[str, Any] = {}
     end = 0
     for piece in pieces:
         begin, end = end, end + piece.num_bytes
         entries[piece.name] = {"dtype": piece.dtype, "shape": list(piece.shape), "data_offsets": [begin, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % LINE_BYTES)
-    return len(text).to_bytes(8, "little") + text
+    return head(METADATA_KEY, {"version": VERSION} | header, entries)
 
 
 def _blocks(piece: Piece) -> Iterator[memoryview | bytes]:
@@ -283,21 +250,3 @@ def _blocks(piece: Piece) -> Iterator[memoryview | bytes]:
                 raise refusal(path, "file", f"{left} bytes more", "the end", AGAIN)
             left -= len(block)
             yield block
-
-
-@contextmanager
-def _whole(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
-    """Open a file that takes its name when all is written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        raise refusal(path, "file", f"a place with room for {num_bytes / 1e6:.0f} MB", error.strerror or "an error",
-                      "make room or name another place") from None  # fmt: skip
-    finally:
-        with suppress(OSError):  # moved already, or never made
-            part.unlink()

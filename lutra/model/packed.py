@@ -25,10 +25,11 @@ import numpy as np
 
 from lutra.errors import FileError, FormatError
 from lutra.files import packed
+from lutra.files.container import read_formats
 from lutra.files.door import refusal, shown
 from lutra.files.model_file import ModelFile
 from lutra.formats import scales
-from lutra.formats.catalog import axes_of, from_axes
+from lutra.formats.catalog import axes_of
 from lutra.formats.format import Format
 from lutra.kernels import embed, stored
 from lutra.kernels.buffers import aligned
@@ -121,7 +122,7 @@ def load(file: ModelFile, config: ModelConfig) -> Weights:
     raises   FileError   an array or statement missing, one too many, sizes that contradict each other or the config,
                          an order or format there is not, floats that are not finite
     """
-    reader = Reader(file, config, _formats(file), set(), aligned(1, np.uint8))
+    reader = Reader(file, config, read_formats(file.path, _table(file, "formats"), AGAIN), set(), aligned(1, np.uint8))
     c = config
     layers = [_layer(reader, f"layers.{index}.") for index in range(c.num_layers)]
     options: dict[str, Any] = {"n": c.vocab_size, "k": c.hidden_size, "may_have_inputs": False}
@@ -276,20 +277,6 @@ def _table(file: ModelFile, key: str) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise refusal(file.path, key, "an object", shown(table), AGAIN)
     return table
-
-
-def _formats(file: ModelFile) -> dict[str, Format]:
-    """The formats that the header states, each made of its axes; its name must be the one the axes have."""
-    found = {}
-    for name, axes in _table(file, "formats").items():
-        try:
-            format = from_axes(axes if isinstance(axes, dict) else {})
-        except FormatError as error:
-            raise FileError(f"{file.path}: formats: {error}") from None
-        if format.name != name:
-            raise refusal(file.path, "formats", f"{format.name}, which these axes are", shown(name), AGAIN)
-        found[name] = format
-    return found
 
 
 def _all_finite(values: np.ndarray) -> bool:

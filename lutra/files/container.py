@@ -1,0 +1,108 @@
+"""What our two kinds of files share: safetensors with a JSON header of ours, written whole or not at all.
+
+    u64 header bytes | JSON: tensors, "__metadata__": {key: header as JSON text}, spaces up to 64 | data
+
+What the header says, and which tensors there are, is the business of packed.py and saved.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from lutra.errors import FileError, FormatError
+from lutra.files.door import parse_object, refusal, shown
+from lutra.files.safetensors_header import Entry, read_header
+from lutra.formats.catalog import from_axes
+from lutra.formats.format import Format
+
+LINE_BYTES = 64
+DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("u1"), "I8": np.dtype("i1"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype("<f4"), "I32": np.dtype("<i4"),
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def head(key: str, header: Mapping[str, Any], entries: Mapping[str, Any]) -> bytes:
+    """The length and the JSON of a file, together a multiple of 64 bytes.
+
+    header   JSON values, put under `key`
+    entries  {tensor: {dtype, shape, data_offsets}}
+    """
+    described = {"__metadata__": {key: json.dumps(header)}} | dict(entries)
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % LINE_BYTES)
+    return len(text).to_bytes(8, "little") + text
+
+
+def read_head(
+    path: Path, data: np.ndarray, key: str, version: int, writer: str, do: str, again: str
+) -> tuple[dict[str, Entry], dict[str, Any]]:
+    """Read what `head` wrote.
+
+    writer, do, again   for messages: the command that writes such files, what to do with another, and with an old one
+    returns             the tensors, and the header
+    raises              FileError   see read_header; another safetensors file, a header that is none, another version
+    """
+    entries, metadata = read_header(path, data)
+    if key not in metadata:
+        raise refusal(path, "header", f"a file that `{writer}` wrote", "another safetensors file", do)
+    header = parse_object(path, "header", metadata[key].encode("utf-8", "replace"))
+    stated = header.get("version")
+    if type(stated) is not int or stated != version:
+        raise refusal(path, "version", str(version), shown(stated), f"update lutra, or {again}")
+    return entries, header
+
+
+def read_formats(path: Path, table: Mapping[str, object], again: str) -> dict[str, Format]:
+    """The formats that a header states, each made of its axes.
+
+    raises   FileError   axes that make no format, or one of another name
+    """
+    found = {}
+    for name, axes in table.items():
+        if not isinstance(axes, dict):
+            raise refusal(path, f"format {shown(name)}", "an object of axes", shown(axes), again)
+        try:
+            format = from_axes(axes)
+        except FormatError as error:
+            raise FileError(f"{path}: formats: {error}") from None
+        if format.name != name:
+            raise refusal(path, "formats", f"{format.name}, which these axes are", shown(name), again)
+        found[name] = format
+    return found
+
+
+@contextmanager
+def whole(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
+    """Open a file that takes its name when all is written.
+
+    num_bytes   about as many as are written, for the message
+    raises      FileError   the folder is not there or not writable, or the disk is full
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise refusal(path, "file", f"a place with room for {num_bytes / 1e6:.0f} MB", error.strerror or "an error",
+                      "make room or name another place") from None  # fmt: skip
+    finally:
+        with suppress(OSError):  # moved already, or never made
+            part.unlink()
+
+
+def same(values: np.ndarray) -> np.ndarray:
+    """What a tensor that is mapped already has to do to be read."""
+    return values
