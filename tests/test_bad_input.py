@@ -492,5 +492,5 @@ def test_a_full_disk_while_exporting(repository: Path, tmp_path: Path, model: Pa
         cwd=repository, capture_output=True, text=True, timeout=120,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (half, half)),
     )  # fmt: skip
-    assert_one_error(done.returncode, done.stdout, done.stderr, "out.gguf", "can be written")
+    assert_one_error(done.returncode, done.stdout, done.stderr, "out.gguf", "room for the model")
     assert "None" not in done.stderr and not list(tmp_path.iterdir())

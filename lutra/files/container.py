@@ -1,4 +1,4 @@
-"""What our two kinds of files share: safetensors with a JSON header of ours, written whole or not at all.
+"""What our two kinds of files share: safetensors with a JSON header of ours; and writing whole or not at all.
 
     u64 header bytes | JSON: tensors, "__metadata__": {key: header as JSON text}, spaces up to 64 | data
 
@@ -82,25 +82,31 @@ def read_formats(path: Path, table: Mapping[str, object], again: str) -> dict[st
 
 
 @contextmanager
-def whole(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
-    """Open a file that takes its name when all is written.
+def whole(path: Path, room: str = "the model") -> Iterator[Path]:
+    """Give the name of a new file to write; when all is written it takes the place of `path`.
 
-    num_bytes   about as many as are written, for the message
-    raises      FileError   the folder is not there or not writable, or the disk is full
+    room     how much is written, for the message
+    raises   FileError   the folder is not there or not writable, or the disk is full
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("xb") as file:
-            yield file
-            file.flush()
+        yield part
+        with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        raise refusal(path, "file", f"a place with room for {num_bytes / 1e6:.0f} MB", error.strerror or "an error",
-                      "make room or name another place") from None  # fmt: skip
+        got = error.strerror or "fewer bytes written than given"
+        raise refusal(path, "file", f"a place with room for {room}", got, "make room or name another place") from None
     finally:
         with suppress(OSError):  # moved already, or never made
             part.unlink()
+
+
+@contextmanager
+def whole_file(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
+    """Open a file of about `num_bytes` that takes its name when all is written.  Raises as whole."""
+    with whole(path, f"{num_bytes / 1e6:.0f} MB") as part, part.open("xb") as file:
+        yield file
 
 
 def same(values: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from lutra.errors import FileError, FormatError
 from lutra.files.blocks_write import encode
+from lutra.files.container import whole
 from lutra.files.door import refusal
 from lutra.formats.qtensor import QTensor
 
@@ -35,9 +35,8 @@ def write(path: Path, architecture: str, fields: Fields, tensors: Iterable[tuple
     except ImportError:
         raise FileError(f"{path}: expected the gguf package to write it with, which is not installed; "
                         "do: pip install 'lutra[gguf]'") from None  # fmt: skip
-    partial = path.with_name(path.name + ".partial")
-    try:
-        writer = gguf.GGUFWriter(partial, architecture, use_temp_file=True)
+    with whole(path) as part:
+        writer = gguf.GGUFWriter(part, architecture, use_temp_file=True)
         for key, (kind, value) in fields.items():
             value_type = gguf.GGUFValueType[KINDS[kind]]
             if isinstance(value, list):
@@ -53,12 +52,6 @@ def write(path: Path, architecture: str, fields: Fields, tensors: Iterable[tuple
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.replace(partial, path)
-    except OSError as error:
-        got = error.strerror or "fewer bytes written than given, as on a full disk"
-        raise refusal(path, "file", "a file that can be written", got, "choose another place") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _encoded(path: Path, name: str, tensor: np.ndarray | QTensor) -> tuple[str, np.ndarray]:

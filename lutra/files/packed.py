@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from lutra.files.container import DTYPES, LINE_BYTES, NAMES, head, read_head, same, whole
+from lutra.files.container import DTYPES, LINE_BYTES, NAMES, head, read_head, same, whole_file
 from lutra.files.door import map_file, refusal, shown
 from lutra.files.model_file import LazyTensor, ModelFile
 from lutra.files.safetensors_header import Entry
@@ -41,7 +41,7 @@ def write(path: Path, header: dict[str, Any], arrays: Mapping[str, np.ndarray], 
     arrays   flat, of the types of DTYPES, stored in this order
     raises   FileError   the folder is not there or not writable, or the disk is full
     """
-    with whole(path, sum(array.nbytes for array in arrays.values())) as file:
+    with whole_file(path, sum(array.nbytes for array in arrays.values())) as file:
         _write(file, header, arrays, progress)
 
 

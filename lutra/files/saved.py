@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from lutra.errors import FileError, FormatError
-from lutra.files.container import DTYPES, NAMES, head, read_formats, read_head, same, whole
+from lutra.files.container import DTYPES, NAMES, head, read_formats, read_head, same, whole_file
 from lutra.files.door import map_file, refusal, shown
 from lutra.files.model_file import LazyTensor, ModelFile
 from lutra.files.safetensors_header import ITEM_BYTES, Entry, read_header
@@ -212,7 +212,7 @@ def _piece(name: str, array: np.ndarray) -> Piece:
 def _write(path: Path, header: dict[str, Any], pieces: list[Piece], progress: Progress) -> None:
     pieces = sorted(pieces, key=lambda piece: -ITEM_BYTES[piece.dtype])  # stable: else in the given order
     total, done = sum(piece.num_bytes for piece in pieces), 0
-    with whole(path, total) as file:
+    with whole_file(path, total) as file:
         file.write(_head(header, pieces))
         for piece in pieces:
             for block in _blocks(piece):

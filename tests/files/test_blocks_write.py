@@ -54,7 +54,7 @@ def random_weight(form, n, k, seed=0):
 @pytest.mark.parametrize("k", [256, 768])
 def test_the_gguf_package_reads_the_same_values(name, k):
     gguf = pytest.importorskip("gguf", reason="the gguf package is the outside reference for block formats")
-    weight = random_weight(WRITABLE[name][0], 5, k)
+    weight = random_weight(WRITABLE[name], 5, k)
     written, blocks = encode(weight)
     assert written == name
     assert np.array_equal(gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name]), weight.dequantize())
@@ -101,7 +101,7 @@ def test_rows_that_are_not_whole_blocks_are_refused():
 
 
 def test_scales_of_more_bits_than_a_type_has_are_refused():
-    weight = random_weight(WRITABLE["Q4_K"][0], 2, 256)
+    weight = random_weight(WRITABLE["Q4_K"], 2, 256)
     weight.scales[:] = 64
     with pytest.raises(FormatError, match="6 bits"):
         encode(weight)

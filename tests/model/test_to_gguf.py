@@ -92,3 +92,10 @@ def test_the_command(tmp_path):
     result = CliRunner().invoke(cli, ["export", str(source), str(tmp_path / "out.gguf")])
     assert result.exit_code == 0 and result.output.startswith(f"{tmp_path / 'out.gguf'}: ")
     assert np.array_equal(logits(tmp_path / "out.gguf"), logits(source))
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
+    pytest.importorskip("gguf", reason=NEEDS)
+    source = tiny_llama_gguf(tmp_path / "in.gguf", quant="Q4_0")
+    with pytest.raises(FileError, match="room for the model"):
+        export(source, tmp_path / "no" / "out.gguf")

@@ -21,11 +21,13 @@ import ml_dtypes
 import numpy as np
 
 from lutra.errors import FormatError
+from lutra.files.fields import neighbours
 from lutra.files.methods.bitstream import WORD, unpack, unpack_whole
-from lutra.files.methods.floats import fp8_matrix, mxfp4, nibbles, nvfp4
+from lutra.files.methods.floats import fp8_matrix, mxfp4, nvfp4
 from lutra.files.methods.gptq import grouped
 from lutra.files.methods.layout import DAMAGED, SCALES, Layout, Parts, Weight, matrix, option, refuse
 from lutra.formats import catalog
+from lutra.formats.format import AXES
 from lutra.formats.qtensor import QTensor
 
 ACTIVATIONS = ("input_scale", "input_zero_point", "input_global_scale", "output_scale")  # of int8 engines; not ours
@@ -49,7 +51,7 @@ def _of_group(group: object, format: object) -> tuple[Layout, ...]:
     if not isinstance(group, dict) or not isinstance(weights, dict):
         raise refuse("config_groups", "groups that describe their weights", group, "download config.json again")
     stated = group.get("format") or format
-    format = option({"format": stated}, "format", tuple(LAYOUTS), "pack-quantized")
+    format = option({"format": stated}, "format", ("pack-quantized", *LAYOUTS), "pack-quantized")
     if format == "pack-quantized":
         bits = option(weights, "num_bits", (2, 3, 4, 5, 6, 7, 8))
         return (
@@ -99,7 +101,7 @@ def _read(bits: int, parts: Parts) -> Weight:
 def _symmetric(codes: np.ndarray, scales: np.ndarray, bits: int) -> Weight:
     """No zeros to store where they are all the middle and the format has the group size."""
     size = 0 if scales.shape[1] == 1 else -(-codes.shape[1] // scales.shape[1])
-    if size not in (0, 16, 32, 64, 128, 256):
+    if size not in AXES["group_size"]:
         return grouped(codes, scales, np.full(scales.shape, 2 ** (bits - 1), np.uint8), bits)
     return QTensor.from_codes(catalog.planes(bits, size, scale_dtype=_name(scales)), codes, scales)
 
@@ -135,11 +137,11 @@ def _pairs_shape(parts: Parts) -> tuple[int, int]:
 def _read_nvfp4(parts: Parts) -> QTensor:
     with np.errstate(divide="ignore", over="ignore"):
         factor = np.float32(1) / parts["weight_global_scale"].astype(np.float32).reshape(-1)[:1]
-    return nvfp4(nibbles(parts["weight_packed"]), parts["weight_scale"], factor)
+    return nvfp4(neighbours(parts["weight_packed"]), parts["weight_scale"], factor)
 
 
 def _read_mxfp4(parts: Parts) -> QTensor:
-    return mxfp4(nibbles(parts["weight_packed"]), parts["weight_scale"])
+    return mxfp4(neighbours(parts["weight_packed"]), parts["weight_scale"])
 
 
 def _read_fp8(parts: Parts) -> np.ndarray:
@@ -150,7 +152,6 @@ _INT8 = Layout("compressed-int8", ("weight", "weight_scale"), ("bias", *ACTIVATI
 _FP8 = Layout("compressed-fp8", ("weight", "weight_scale"), ("bias", *ACTIVATIONS),
               lambda parts: parts["weight"].shape, _read_fp8, "multiplied out to f32")  # fmt: skip
 LAYOUTS = {
-    "pack-quantized": _INT8,  # a width of its own: see _of_group
     "int-quantized": _INT8,
     "naive-quantized": _INT8,
     "float-quantized": _FP8,

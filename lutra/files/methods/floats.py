@@ -14,11 +14,6 @@ NV_GROUP, MX_GROUP = 16, 32
 FP8_BLOCK = 128  # rows and columns that share a scale where a matrix has a scale per block
 
 
-def nibbles(packed: np.ndarray) -> np.ndarray:
-    """Two codes a byte, the first in the low four bits: uint8 [N, K / 2] to uint8 [N, K]."""
-    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
-
-
 def nvfp4(codes: np.ndarray, scales: np.ndarray, factor: np.ndarray) -> QTensor:
     """NVFP4: e2m1 codes, an e4m3 scale for 16 weights, an f32 factor for the tensor.
 

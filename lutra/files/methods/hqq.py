@@ -19,7 +19,7 @@ from lutra.files.methods.layout import DAMAGED, Layout, Parts, matrix, option
 from lutra.formats import catalog
 from lutra.formats.qtensor import QTensor
 
-SHIFTS = {8: (0,), 4: (4, 0), 3: tuple(range(27, -1, -3)), 2: (6, 4, 2, 0), 1: tuple(range(7, -1, -1))}
+SHIFTS = {4: (4, 0), 3: tuple(range(27, -1, -3)), 2: (6, 4, 2, 0), 1: tuple(range(7, -1, -1))}
 BESIDE = ("bias", "nbits", "group_size", "axis", "packing", "unpack_view_dtype", "view_as_float", "optimize",
           "round_zero", "channel_wise", "encoded_state_dict", "compute_dtype", "quant_scale", "quant_zero",
           "stores_quant_config", "offload_meta")  # fmt: skip
@@ -30,7 +30,7 @@ def layouts(config: dict[str, Any]) -> tuple[Layout, ...]:
     inner = config.get("quant_config", config)
     weights = inner.get("weight_quant_params", inner) if isinstance(inner, dict) else {}
     weights = weights if isinstance(weights, dict) else {}
-    bits = option(weights, "nbits", (1, 2, 3, 4), weights.get("bits"))
+    bits = option(weights, "nbits", tuple(sorted(SHIFTS)), weights.get("bits"))
     option(weights, "axis", (1,), 1)
     return (Layout(f"hqq-{bits}", ("W_q", "scale", "zero", "shape"), BESIDE, _shape, partial(_read, bits),
                    "re-coded to our packed order, zeros multiplied out (f32)"),)  # fmt: skip

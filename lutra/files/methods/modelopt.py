@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lutra.files.methods.floats import fp8_matrix, nibbles, nvfp4
+from lutra.files.fields import neighbours
+from lutra.files.methods.floats import fp8_matrix, nvfp4
 from lutra.files.methods.layout import Layout, Parts, matrix, option
 from lutra.formats.qtensor import QTensor
 
@@ -28,7 +29,7 @@ def layouts(config: dict[str, Any]) -> tuple[Layout, ...]:
 
 def _read_nvfp4(parts: Parts) -> QTensor:
     factor = parts["weight_scale_2"].astype(np.float32).reshape(-1)
-    return nvfp4(nibbles(parts["weight"]), parts["weight_scale"], factor)
+    return nvfp4(neighbours(parts["weight"]), parts["weight_scale"], factor)
 
 
 def _nvfp4_shape(parts: Parts) -> tuple[int, int]:
