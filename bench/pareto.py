@@ -23,6 +23,8 @@ AXES = {"bytes": "weights read per token, MB", "bits_per_weight": "bits per weig
 HOW = "make one with lutra compare -o json"
 MARKS = "os^Dv<>PX*"
 SIZE = (9.0, 5.5)  # inches
+CROWD = 12  # models that all have room for their names
+EVEN = 0.1  # percent of perplexity below which the axis is linear
 Model = Mapping[str, Any]
 
 
@@ -80,29 +82,48 @@ def _number(value: float | None, factor: float = 1.0) -> str:
     return "-" if value is None else f"{value * factor:.2f}"
 
 
-def draw(models: Sequence[Model], axis: str, picture: Path) -> None:
-    """Write a PNG; needs matplotlib."""
+def draw(models: Sequence[Model], axis: str, picture: Path, above: str = "", label: str = "") -> None:
+    """Write a PNG; needs matplotlib.
+
+    above   name of a model that is not drawn: the height is by how much perplexity is more than its, in percent, and
+            even below 0.1 %, where tokens of the text decide
+    label   in a crowd, only models on the front are named, and those of this family
+    Raises FileError where no model is called `above`.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    factor = 1e-6 if axis == "bytes" else 1.0
+    base = next((model["perplexity"] for model in models if model["name"] == above), None)
+    if above and base is None:
+        raise FileError(f"expected a model called {above}, got {', '.join(m['name'] for m in models)[:80]}; change it")
+    models = [model for model in models if model["name"] != above]
+    factor, front = 1e-6 if axis == "bytes" else 1.0, unbeaten(models, axis)
+
+    def place(model: Model) -> tuple[float, float]:
+        return model[axis] * factor, 100 * (model["perplexity"] / base - 1) if base else model["perplexity"]
+
     figure, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
-    front = unbeaten(models, axis)
-    axes.plot([m[axis] * factor for m in front], [m["perplexity"] for m in front], "--", color="0.6", zorder=1)
+    axes.plot(*zip(*map(place, front), strict=True), "--", color="0.6", zorder=1)
     rates = [model.get("decode_tok_s", 0.0) for model in models]
     limits = {"vmin": min(rates), "vmax": max(rates)}
     for mark, family in zip(MARKS * len(models), dict.fromkeys(m.get("family", "") for m in models), strict=False):
         members = [model for model in models if model.get("family", "") == family]
-        points = axes.scatter(
-            [m[axis] * factor for m in members], [m["perplexity"] for m in members],
-            c=[m.get("decode_tok_s", 0.0) for m in members], marker=mark, s=50, zorder=2, label=family, **limits,
-        )  # fmt: skip
+        shade = {"c": [m.get("decode_tok_s", 0.0) for m in members], **limits} if any(rates) else {}
+        at = zip(*map(place, members), strict=True)
+        points = axes.scatter(*at, marker=mark, s=50, zorder=2, label=family, **shade)
     for model in models:
-        place = (model[axis] * factor, model["perplexity"])
-        axes.annotate(short(model["name"]), place, fontsize=7, xytext=(4, 4), textcoords="offset points")
-    axes.set(xlabel=AXES[axis], ylabel="perplexity", yscale="log")
+        if len(models) <= CROWD or model in front or model.get("family") == label:
+            family = model.get("family", "")
+            name = short(model["name"]).removeprefix(f"{family} ").removesuffix(f" {family}")  # its mark says it
+            turn = {"rotation": -30, "va": "top"} if model in front else {"rotation": 40, "va": "bottom"}
+            axes.annotate(name, place(model), fontsize=7, xytext=(3, 0), textcoords="offset points", **turn)
+    axes.set(xlabel=AXES[axis], ylabel=f"perplexity above {above}, %" if base else "perplexity")
+    axes.set_yscale(**({"value": "symlog", "linthresh": EVEN} if base else {"value": "log"}))
+    if base:
+        axes.set_ylim(bottom=-EVEN / 2)
+    axes.yaxis.set_major_formatter("{x:g}")
     if any(rates):
         figure.colorbar(points, label="decode, tokens per second")
     if any("family" in model for model in models):
@@ -116,13 +137,15 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("files", type=Path, nargs="+")
     options.add_argument("--picture", type=Path, help="a .png file; needs matplotlib")
+    options.add_argument("--above", default="", metavar="NAME", help="of the model that the picture compares with")
+    options.add_argument("--label", default="", metavar="FAMILY", help="named in the picture beside the front")
     chosen = options.parse_args()
     try:
         models = read(chosen.files)
         axis = axis_of(models)
         print(table(models, axis))
         if chosen.picture:
-            draw(models, axis, chosen.picture)
+            draw(models, axis, chosen.picture, chosen.above, chosen.label)
     except LutraError as error:
         sys.exit(f"error: {error}")
 

@@ -41,6 +41,22 @@ def test_a_picture_of_files(tmp_path: Path) -> None:
     assert done.stdout.count(b"\n") == 5 and picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_crowd_is_named_by_its_front_and_one_family(pareto: ModuleType, tmp_path: Path) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    crowd = [{**MODELS[2], "name": f"y {i}", "bytes": 3e6 + i} for i in range(9)]
+    others = [{**MODELS[2], "name": f"z {i}", "bytes": 4e6 + i, "family": "z"} for i in range(3)]
+    named: list[str] = []
+    axes, plain = pyplot.Axes, pyplot.Axes.annotate
+    try:
+        axes.annotate = lambda self, text, *rest, **kind: (named.append(text), plain(self, text, *rest, **kind))[1]
+        pareto.draw([*MODELS, *crowd, *others], "bytes", tmp_path / "a.png", "a/float", "z")
+    finally:
+        axes.annotate = plain
+    assert named == ["four", "0", "1", "2"]  # the family is said by the mark, and the model compared with not drawn
+    with pytest.raises(pareto.FileError, match="expected a model called b"):
+        pareto.draw(MODELS, "bytes", tmp_path / "b.png", "b")
+
+
 @pytest.mark.parametrize("content", ["{", "[1]", '[{"name": "a"}]', '[{"name": "a", "perplexity": 3}]'])
 def test_what_is_no_result_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "bad.json").write_text(content)
