@@ -46,7 +46,8 @@ _SMALLEST = 1e-5  # least largest magnitude of a row or group, as in formats/int
 _PLUS = [p >> i & 1 for p in range(16) for i in range(4)]
 _LOW_THEN_HIGH = [4 * entry + byte for byte in (0, 1) for entry in range(16)]
 # order of a weight → the arrays its kernel reads; one that looks sums of five up reads "trits" and "xs"
-READ_BY = {"mad": ("xq", "xs", "sums"), "lut": ("tables", "xs", "sums"), "trit5": ("places", "xs", "sums")}
+READ_BY = {"mad": ("xq", "xs", "sums"), "lut": ("tables", "xs", "sums"), "trit5": ("places", "xs", "sums"),
+           "vector": ("xq", "xs")}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ mad     [pair][word][tile 0..1][row 0..15][byte 0..3]         [pair][column: a g
 dense   [pair][k][tile 0..1][row 0..15] of f32, f16 or bf16   none
 
 `word` counts the packed 4-byte words of formats/packing.py, moved whole.  Rows beyond N have scale 0 and min 0 (dense:
-weight 0), so their outputs are 0; e8m0 has no 0, but 2**-127.  Lut order is in tiles_lut.py, trit5 in tiles_trit.py.
+weight 0), so their outputs are 0; e8m0 has no 0, but 2**-127.  Lut order is in tiles_lut.py, trit5
+in tiles_trit.py, vector in tiles_vector.py.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lutra.errors import FormatError
 from lutra.formats.format import Format
 from lutra.formats.qtensor import ARRAYS, BESIDE, QTensor
 from lutra.kernels.buffers import aligned
+from lutra.formats.vectors import VectorFormat
 
 ROWS = 16  # rows of a tile
 PAIR = 2 * ROWS
@@ -46,9 +48,10 @@ class TiledWeight:
     codes      uint8, see the table above
     scales     uint8 view of what QTensor has of this name; one byte where there is nothing (the others alike)
     """
+    books      of vector order, see tiles_vector.py
 
     order: str
-    format: Format | None
+    format: Format | VectorFormat | None
     dtype: str
     n: int
     k: int
@@ -61,6 +64,7 @@ class TiledWeight:
     super_scales: np.ndarray = dataclasses.field(default_factory=lambda: aligned(1, np.uint8))
     super_mins: np.ndarray = dataclasses.field(default_factory=lambda: aligned(1, np.uint8))
 
+    books: np.ndarray = dataclasses.field(default_factory=lambda: aligned(1, np.uint8))
     @property
     def num_pairs(self) -> int:
         return self.padded_n // PAIR

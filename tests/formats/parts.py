@@ -7,6 +7,7 @@ import numpy as np
 from lutra.formats import scales
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
+from lutra.formats.vectors import CENTROIDS, MAX_MAGNITUDE, VectorFormat, VectorWeight
 
 
 def random_codes(form: Format, n: int, k: int, rng: np.random.Generator) -> np.ndarray:
@@ -37,6 +38,17 @@ def random_scales(dtype: str, shape: tuple[int, int], rng: np.random.Generator) 
         bounds = np.iinfo(scales.DTYPES[dtype])
         return rng.integers(bounds.min, bounds.max, shape, dtype=bounds.dtype, endpoint=True)
     return rng.standard_normal(shape).astype(scales.DTYPES[dtype])
+
+
+def random_vectors(form: VectorFormat, n: int, k: int, seed: int = 0) -> VectorWeight:
+    """Random indices and levels, entry 255 the largest there may be and often named; scales of both signs."""
+    rng = np.random.default_rng(seed)
+    most = min(127 // form.terms, MAX_MAGNITUDE // form.length)
+    books = rng.integers(-most, most, (form.terms, CENTROIDS, form.length), dtype=np.int8, endpoint=True)
+    books[:, 255] = most
+    shape = (n, form.terms, form.num_vectors(k))
+    indices = np.where(rng.random(shape) < 0.2, np.uint8(255), rng.integers(0, CENTROIDS, shape, dtype=np.uint8))
+    return VectorWeight(form, (n, k), indices, books, rng.standard_normal((n, 1)).astype(np.float32))
 
 
 def one_scale(form: Format, stored: np.generic) -> np.float32:
