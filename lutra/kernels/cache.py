@@ -1,9 +1,7 @@
 """The KV cache of one layer: which kinds there are, and how each lies in memory.
 
 Float kinds (f16, bf16, f32) are laid out in rope.py.  Code kinds hold a key or a value vector of one position and one
-key/value head as unsigned codes with a scale and a minimum of its own, value = scale * code + minimum, both f16:
-
-    minimum = least element, scale = (largest - least) / (2**bits - 1), code = nearest
+key/value head as codes (codes.py) with a scale and a minimum of its own.
 
 Codes lie in words of 4 bytes, each the operand of one lane of dot4; D = head_dim, `per_byte` = 8 / bits:
 
@@ -13,9 +11,6 @@ Codes lie in words of 4 bytes, each the operand of one lane of dot4; D = head_di
 
 With int4 the high half of a byte holds what lies one word (keys: d + 4) or one vector (values: d + 16) further on, so
 every byte belongs to one position: rows that are stored at the same time never share one.
-
-Source    per token and head, both ends of the range: as llama.cpp's Q4_1 cache, with a head for a block; asymmetric
-          because keys have a mean (KIVI, arXiv 2402.02750, section 3)
 """
 
 from __future__ import annotations
@@ -28,51 +23,13 @@ from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES
 from lutra.kernels import rope
 from lutra.kernels.buffers import aligned
+from lutra.kernels.codes import CODES, split_spec
 from lutra.kernels.tiles import round_up
 
 BLOCK = rope.BLOCK  # positions of a key word row
 STRIDE = rope.STRIDE  # positions whose attention weights share a value of 1; caches grow by it
-F16_LIMIT = 65504.0  # keys and values are held at it, and NaN counts as 0
-QUERY_LIMIT = 1e20  # queries likewise: their scores stay finite, and no float without an integer is ever converted
+QUARTERS = STRIDE // BLOCK
 
-
-@dataclass(frozen=True)
-class Codes:
-    """A kind of cache that holds codes.
-
-    bits    of one code
-    parts   bytes of a query element or an attention weight that meets them: 2 keep their rounding far below that of
-            8-bit codes, and 1 does so for 4-bit codes
-    """
-
-    name: str
-    bits: int
-    parts: int
-
-    @property
-    def per_byte(self) -> int:
-        return 8 // self.bits
-
-    @property
-    def levels(self) -> int:
-        """The largest code."""
-        return int(2**self.bits - 1)
-
-    @property
-    def most(self) -> int:
-        """The largest magnitude of an integer of `parts` bytes whose bytes are all signed."""
-        return {1: 127, 2: 127 * 256 + 127}[self.parts]
-
-    def key_columns(self, head_dim: int) -> int:
-        """Elements a key is stored with."""
-        return round_up(head_dim, 4 * self.per_byte)
-
-    def value_columns(self, head_dim: int) -> int:
-        """Elements a value is stored with."""
-        return round_up(head_dim, NUM_LANES * self.per_byte)
-
-
-CODES = {"int8": Codes("int8", 8, 2), "int4": Codes("int4", 4, 1)}
 KINDS = (*rope.FLOATS, *CODES)
 DEFAULT_KIND = "f16"
 
@@ -156,32 +113,23 @@ def check_kind(kind: str) -> None:
         raise KernelError(f"expected a KV cache of {', '.join(KINDS)}, got {kind!r}; choose one of them")
 
 
-# ---- the integers in NumPy ------------------------------------------------------------------------------------------
+# ---- what is stored, in NumPy ----------------------------------------------------------------------------------------
 
 
-def quantize_spec(x: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes of vectors that the cache is to hold.
-
-    x        f32 [..., D]
-    returns  uint8 [..., D], and as the f32 values of f16 numbers: scale [...], minimum [...]
-    """
-    levels = np.float32(CODES[kind].levels)
-    x = rope.held_spec(x, F16_LIMIT)
-    least, largest = x.min(-1) + np.float32(0), x.max(-1)  # -0 becomes 0
-    minimum = least.astype(np.float16).astype(np.float32)
-    scale = ((largest - least) / levels).astype(np.float16).astype(np.float32)
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
-    steps = (x - minimum[..., None]) * inverse[..., None]
-    return np.rint(steps.clip(0, levels)).astype(np.uint8), scale, minimum
+def keys_of(cache: Cache, step: int) -> np.ndarray:
+    """Codes of a block of 64 keys: uint8 [kv_heads, 64, D]."""
+    stored = cache.keys[:, step * QUARTERS : (step + 1) * QUARTERS]  # [kv, 4, words, 16, 4]
+    parts = split_spec(stored, CODES[cache.kind])  # [per_byte, kv, 4, words, 16, 4]
+    return parts.transpose(1, 2, 4, 3, 0, 5).reshape(cache.kv_heads, STRIDE, -1)[..., : cache.head_dim]
 
 
-def integers_spec(x: np.ndarray, inverse: np.ndarray, parts: int) -> np.ndarray:
-    """Integers of queries or weights as bytes.
+def values_of(cache: Cache, step: int) -> np.ndarray:
+    """Codes of a block of 64 values: uint8 [kv_heads, 64, D]."""
+    parts = split_spec(cache.values[:, step], CODES[cache.kind])  # [per_byte, kv, vectors, 16 quads, 16 lanes, 4]
+    return parts.transpose(1, 3, 5, 2, 0, 4).reshape(cache.kv_heads, STRIDE, -1)[..., : cache.head_dim]
 
-    x        f32 [..., D]
-    inverse  f32 [...]        integers that make 1
-    returns  int8 [parts, ..., D]: integer = sum of 256**(parts - 1 - i) * byte[i]
-    """
-    whole = np.rint(x * inverse[..., None]).astype(np.int32)
-    high = (whole + 128) >> 8
-    return np.stack([whole] if parts == 1 else [high, whole - 256 * high]).astype(np.int8)
+
+def scales_of(scales: np.ndarray, step: int) -> np.ndarray:
+    """Scales and minima of a block of 64 positions: f32 [2, kv_heads, 64]."""
+    blocks = scales[:, step * QUARTERS : (step + 1) * QUARTERS].astype(np.float32)  # [kv, 4, 2, 16]
+    return blocks.transpose(2, 0, 1, 3).reshape(2, len(scales), STRIDE)

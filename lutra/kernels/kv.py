@@ -8,7 +8,8 @@ import numpy as np
 
 from lutra.compiler.launch import Step
 from lutra.kernels import attention, attention_codes, rope, rope_codes
-from lutra.kernels.cache import CODES, Cache, Queries, allocate_queries
+from lutra.kernels.cache import Cache, Queries, allocate_queries
+from lutra.kernels.codes import CODES
 from lutra.kernels.pieces import Room
 
 

@@ -19,43 +19,20 @@ Source    Dao et al., FlashAttention, arXiv 2205.14135; pieces side by side: Fla
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from lutra.compiler.kernel import kernel
-from lutra.compiler.language import (
-    Pointer,
-    Value,
-    const,
-    f32,
-    i64,
-    load,
-    loop,
-    maximum,
-    minimum,
-    reduce_add,
-    select,
-    shuffle,
-    splat,
-    store,
-    var,
-)
-from lutra.compiler.launch import Step
 from lutra.formats.reduce import NUM_LANES
 from lutra.kernels.buffers import aligned
-from lutra.kernels.exp2 import LOG2_E, exp2, exp2_spec
-from lutra.kernels.rope import BLOCK, chunks
+from lutra.kernels.exp2 import LOG2_E, exp2_spec
+from lutra.kernels.rope import BLOCK
 
 PIECE = 256  # positions; merging takes 3 % (f16) to 7 % (int4) of attention, and twice as many gained nothing
 PIECE_BLOCKS = PIECE // BLOCK
 LOWEST, HIGHEST = -1e30, 1e30  # of scores; NaN counts as LOWEST, and a position after the row's own as -infinity
 TASKS = 32  # that items are dealt to; each has scratch of its own, and much of it would push the cache out of L2
-# A split step asks for values while it reads keys, and for the next item's keys while it reads values, in the second
-# cache, which waits for more lines at once than the first; the first is asked for NEAR bytes ahead
-NEAR = 1024
 SPLIT_ROWS = 8  # rows up to which pieces are items of their own
 BLOCK_ROWS, BLOCK_QUERIES = 8, 32  # rows of a block: at least so many, and more where few heads share a key
 
@@ -102,11 +79,6 @@ def lanes_spec(x: np.ndarray) -> np.ndarray:
     for start in range(0, x.shape[1], BLOCK):
         total = total + x[:, start : start + BLOCK]
     return total
-
-
-def held(score: Value) -> Value:
-    """A score as `scores_spec` holds it."""
-    return minimum(maximum(score, LOWEST), HIGHEST)
 
 
 def factor(scale: float | None, head_dim: int) -> float:
@@ -178,183 +150,3 @@ def allocate_room(cut: Cut, heads: int, kv_heads: int, num_sums: int, columns: i
 def record_size(num_sums: int, columns: int) -> int:
     """Floats of a record."""
     return NUM_LANES * (1 + num_sums) + columns
-
-
-# ---- in kernels -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Item:
-    """Queries of a block of rows with one key/value head.  A slot is a query's number in it: row * group + head.
-
-    max_rows, num_pieces   of the step's Cut
-    num_rows, position     of the step: state[0] and [1]
-    first                  row of slot 0
-    piece                  the only one, or None for all that the last row sees
-    following              key/value head and piece of the next item, whatever its task; the last item is its own next
-    """
-
-    task: Value
-    heads: int
-    group: int
-    max_rows: int
-    record: int
-    num_pieces: Value
-    num_rows: Value
-    position: Value
-    kv: Value
-    first: Value
-    piece: Value | None
-    following: tuple[Value, Value] | None
-
-    @property
-    def rows_end(self) -> Value:
-        return minimum(self.first + self.max_rows, self.num_rows)
-
-    @property
-    def num_slots(self) -> Value:
-        """Queries there are."""
-        return (self.rows_end - self.first) * self.group
-
-    @property
-    def end(self) -> Value:
-        """Positions that the last row sees."""
-        return self.position + self.rows_end
-
-    @property
-    def first_slot(self) -> Value:
-        """Of this task in the room."""
-        return self.task * (self.max_rows * self.group)
-
-    def queries(self, slot: Value, tile: int) -> list[tuple[Value, Value]]:
-        """(row, head) of `tile` slots; a row that is not there gives way to the last one."""
-        row, last = self.first + slot // self.group, self.num_rows - 1
-        rows = [minimum(row + i, last) for i in range(-(-tile // self.group))]
-        head = self.kv * self.group + slot % self.group
-        return [(rows[i // self.group], head + i % self.group) for i in range(tile)]
-
-    def part(self, slot: Value, query: tuple[Value, Value], piece: Value) -> Value:
-        """Where the record of a piece stands."""
-        if self.piece is not None:
-            row, head = query
-            return ((row * self.heads + head) * self.num_pieces + piece) * self.record
-        return self.total(slot) + self.record
-
-    def total(self, slot: Value) -> Value:
-        """Where the record of all pieces so far stands, if the item merges."""
-        return (self.first_slot + slot) * (2 * self.record)
-
-    def num_blocks(self, piece: Value) -> Value:
-        """Blocks of 16 positions of a piece that the last row sees."""
-        return minimum((self.end - piece * PIECE + (BLOCK - 1)) // BLOCK, PIECE_BLOCKS)
-
-    def next_block(self, blocks: Value) -> Value:
-        """The block of 16 positions that the next item begins with, in a cache of so many a head; of a split step."""
-        assert self.following is not None
-        kv, piece = self.following
-        return kv * blocks + piece * PIECE_BLOCKS
-
-    def pieces(self) -> Iterator[Value]:
-        """The pieces of this item, the first one first."""
-        if self.piece is not None:
-            yield self.piece
-        else:
-            yield from loop(0, (self.end + (PIECE - 1)) // PIECE)
-
-
-def items(
-    state: Value, task: Value, num_pieces: Value, *, heads: int, kv_heads: int, max_rows: int, split: bool, record: int
-) -> Iterator[Item]:
-    """The items of one of TASKS tasks, a loop in the machine code."""
-    num_rows, position = load(state, 0), load(state, 1)
-    if split:
-        inner = (position + num_rows + (PIECE - 1)) // PIECE
-    else:
-        inner = (num_rows + (max_rows - 1)) // max_rows
-    count = inner * kv_heads
-    for index in loop(count * task // TASKS, count * (task + 1) // TASKS):
-        kv, rest = index // inner, index % inner
-        first = const(0, i64) if split else rest * max_rows
-        piece, following = None, None
-        if split:
-            after = minimum(index + 1, count - 1)
-            piece, following = rest, (after // inner, after % inner)
-        sizes = (task, heads, heads // kv_heads, max_rows, record, num_pieces)
-        yield Item(*sizes, num_rows, position, kv, first, piece, following)
-
-
-def clear_part(parts: Value, at: Value, record: int) -> None:
-    """An empty record."""
-    store(parts, at, const(LOWEST, f32, NUM_LANES))
-    for i in loop(NUM_LANES, record, NUM_LANES):
-        store(parts, at + i, const(0.0, f32, NUM_LANES))
-
-
-def merge_part(parts: Value, total: Value, part: Value, record: int) -> None:
-    """Fold the record of a piece into that of all before."""
-    top, c, d = _factors(load(parts, total, NUM_LANES), load(parts, part, NUM_LANES))
-    store(parts, total, top)
-    for i in loop(NUM_LANES, record, NUM_LANES):
-        store(parts, total + i, load(parts, total + i, NUM_LANES) * c + load(parts, part + i, NUM_LANES) * d)
-
-
-def _factors(old: Value, new: Value) -> tuple[Value, Value, Value]:
-    """The larger maximum, and what either side is multiplied with: 2**0 is 1, so one of them needs no power."""
-    is_old = old > new
-    top, low = select(is_old, old, new), select(is_old, new, old)
-    small = exp2(low - top)
-    return top, select(is_old, 1.0, small), select(is_old, small, 1.0)
-
-
-def finish(parts: Value, at: Value, y: Value, target: Value, num_sums: int, head_dim: int) -> None:
-    """y = out / l, or (out + b) / l where there is a second sum."""
-    l, *rest = (splat(reduce_add(load(parts, at + (1 + i) * NUM_LANES, NUM_LANES)), NUM_LANES) for i in range(num_sums))  # noqa: E741
-    for i, lanes in chunks(head_dim):
-        out = load(parts, at + (NUM_LANES * (1 + num_sums) + i), NUM_LANES)
-        for bias in rest:
-            out = out + bias
-        store(y, target + i, front(out / l, lanes))
-
-
-def front(v: Value, lanes: int) -> Value:
-    """The first lanes of a vector."""
-    return v if lanes == v.type.lanes else shuffle(v, v, range(lanes))
-
-
-@kernel
-def merge_attention(
-    parts: Pointer[f32],
-    y: Pointer[f32],
-    state: Pointer[i64],
-    y_stride: i64,
-    pieces: i64,
-    task: i64,
-    *,
-    heads,
-    head_dim,
-    num_sums,
-    record,
-):
-    """y of one row and head from the records of its pieces."""
-    row, head = task // heads, task % heads
-    first = (row * heads + head) * (pieces * record)
-    seen = (load(state, 1) + row) // PIECE + 1
-    total = [var(load(parts, first + i, NUM_LANES)) for i in range(0, record, NUM_LANES)]
-    for piece in loop(1, seen):
-        at = first + piece * record
-        top, c, d = _factors(total[0].get(), load(parts, at, NUM_LANES))
-        total[0].set(top)
-        for i, acc in enumerate(total[1:], 1):
-            acc.set(acc.get() * c + load(parts, at + i * NUM_LANES, NUM_LANES) * d)
-    for i, acc in enumerate(total):
-        store(parts, first + i * NUM_LANES, acc.get())
-    finish(parts, first, y, row * y_stride + head * head_dim, num_sums, head_dim)
-
-
-def bind_merge(
-    room: Room, y: np.ndarray, state: np.ndarray, *, heads: int, head_dim: int, num_sums: int, isa: str | None
-) -> Step:
-    """The launch that follows a split one: y of rows 0 .. state[0] - 1 from the records of their pieces."""
-    args = {"parts": room.parts, "y": y, "state": state, "y_stride": y.shape[1], "pieces": room.cut.pieces}
-    static = {"heads": heads, "head_dim": head_dim, "num_sums": num_sums, "record": room.parts.shape[1]}
-    return Step(merge_attention.bind(args, isa, **static), heads, 1)

@@ -13,6 +13,7 @@ from lutra.kernels import (
     attention,
     attention_codes,
     cache,
+    codes,
     embed,
     matmul_dense,
     matmul_lut,
@@ -173,7 +174,7 @@ def test_attention(emulator, dtype, isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kind", cache.CODES)
+@pytest.mark.parametrize("kind", codes.CODES)
 def test_cache_of_codes(emulator, kind, isa):
     store, attend = codes_steps(kind)
     check(emulator, store, ROWS, isa)

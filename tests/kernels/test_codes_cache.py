@@ -6,8 +6,9 @@ import pytest
 from lutra.compiler import targets
 from lutra.errors import KernelError
 from lutra.kernels import attention, attention_codes, rope, rope_codes
-from lutra.kernels.attention_codes import attention_spec, keys_of, values_of
-from lutra.kernels.cache import CODES, allocate, allocate_queries, position_bytes, quantize_spec
+from lutra.kernels.attention_codes import attention_spec
+from lutra.kernels.cache import allocate, allocate_queries, keys_of, position_bytes, values_of
+from lutra.kernels.codes import CODES, quantize_spec
 from lutra.kernels.rope_codes import rope_store_codes, rope_store_spec
 
 ISAS = [target.isa for target in targets.available()]

@@ -7,7 +7,9 @@ from lutra.compiler.kernel import kernel
 from lutra.compiler.language import Pointer, f32, i64, load, store
 from lutra.formats.reduce import tree_sum
 from lutra.kernels import pieces
-from lutra.kernels.pieces import PIECE, TASKS, Cut, Part, cut_for, empty_part, items, merge_spec, tile_for
+from lutra.kernels.items import items
+from lutra.kernels.pieces import PIECE, TASKS, Cut, Part, cut_for, empty_part, merge_spec, tile_for
+from lutra.kernels.records import bind_merge
 
 
 def part(m: float, total: float, out: float) -> Part:
@@ -79,7 +81,7 @@ def test_merging_in_a_kernel_equals_the_specification():
     records[..., :16] = room.parts.reshape(2, 4, 48)[..., :16] = rng.integers(-9, 9, (2, 4, 1))
     y = np.zeros((1, 20), "f4")
     state = np.array([1, 2 * PIECE, 0, 0], "i8")
-    step = pieces.bind_merge(room, y, state, heads=2, head_dim=10, num_sums=1, isa=None)
+    step = bind_merge(room, y, state, heads=2, head_dim=10, num_sums=1, isa=None)
     step.launch.run(0, step.count(1))
     total = empty_part(2, 1, 16)
     for i in range(3):
