@@ -5,7 +5,7 @@
     python bench/quantise_1b.py --kill 0.5 --method gptq           # killed half-way and resumed: is the file the same?
 
 Each method runs in a process of its own; memory is the most that process held, mapped files included.  Weights are
-bf16, normal, 1/sqrt(K); the text is random words.  Seconds depend on what else the computer does, CPU seconds hardly.
+bf16, normal, 1/sqrt(K).  Seconds depend on what else the computer does, CPU seconds hardly.
 """
 
 from __future__ import annotations
@@ -97,6 +97,13 @@ def _write_shard(path: Path, tensors: dict[str, np.ndarray]) -> None:
             file.write(values.view(np.uint8).data)
 
 
+def _text(path: Path | None, num_tokens: int) -> str:
+    if path is None:
+        return random_text(num_tokens + 1000)
+    with path.open(encoding="ascii", errors="replace") as file:  # a byte becomes one token, unless it is none of ASCII
+        return file.read(num_tokens + 1000).replace("\ufffd", "?")
+
+
 def random_text(num_chars: int) -> str:
     rng = np.random.default_rng(1)
     letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz      ", np.uint8)
@@ -118,15 +125,21 @@ def run(arguments: list[str]) -> tuple[float, float, float]:
     return time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e9
 
 
-def killed_and_resumed(arguments: list[str], after_s: float) -> None:
-    """Start, kill after some seconds, and start again."""
+def killed_and_resumed(arguments: list[str], out: Path, num_layers: int) -> tuple[int, float]:
+    """Start, kill as soon as so many layers are done, and start again; return (layers done, seconds of the rest)."""
+    parts = out.with_name(f".{out.name}.part")
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
-    try:
-        process.wait(after_s)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    run(arguments)
+    while _layers_done(parts) < num_layers:
+        if process.poll() is not None:
+            raise SystemExit(f"ended before {num_layers} layers were done: {' '.join(arguments)}")
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    return _layers_done(parts), run(arguments)[0]
+
+
+def _layers_done(folder: Path) -> int:
+    return len(list(folder.glob("layer-*")))
 
 
 def main() -> None:
@@ -135,17 +148,20 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="fewer than the shape has")
     parser.add_argument("--method", action="append", choices=METHODS, help="may be given several times")
     parser.add_argument("--tokens", type=int, default=16384, help="of calibration")
-    parser.add_argument("--kill", type=float, help="kill after this share of the time, resume, compare the files")
+    parser.add_argument("--text", type=Path, help="to calibrate on, a token a byte; default: random words")
+    parser.add_argument("--kill", type=float, help="kill when this share of layers is done, resume, compare the files")
     parser.add_argument("--folder", type=Path, help="where the model is kept; default: one that is removed")
     options = parser.parse_args()
     with TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         if not (folder / "model" / "config.json").exists():
             write_model(folder / "model", options.shape, options.layers)
+        layers = len(list((folder / "model").glob("layer-*")))
         text = folder / "text.txt"
-        text.write_text(random_text(options.tokens + 1000))
+        text.write_text(_text(options.text, options.tokens))
         weights = sum(path.stat().st_size for path in (folder / "model").glob("*.safetensors"))
-        print(f"{options.shape}: {weights / 1e9:.2f} GB of bf16, {options.tokens} tokens of calibration where one is\n")
+        print(f"{options.shape}: {layers} layers, {weights / 1e9:.2f} GB of bf16; where there is calibration, it has "
+              f"{options.tokens} tokens\n")  # fmt: skip
         print("| method | format | seconds | CPU seconds | peak memory, GB | file, GB |\n|---|---|--:|--:|--:|--:|")
         for method in options.method or ("rtn", "hlq", "gptq"):
             out = folder / f"{method}.safetensors"
@@ -157,9 +173,9 @@ def main() -> None:
             if options.kill is not None:
                 digest = hashlib.sha256(out.read_bytes()).hexdigest()
                 out.unlink()
-                killed_and_resumed(arguments, options.kill * seconds)
+                done, rest = killed_and_resumed(arguments, out, max(1, round(options.kill * layers)))
                 said = "the same file" if hashlib.sha256(out.read_bytes()).hexdigest() == digest else "ANOTHER FILE"
-                print(f"killed after {options.kill * seconds:.0f} s and resumed: {said}")
+                print(f"killed with {done} layers done, {rest:.0f} s more: {said}, sha256 {digest[:16]}", flush=True)
             out.unlink()
 
 

@@ -176,12 +176,17 @@ class Job:
         """Yield what does each layer, in order."""
         work = {None: self._plain, ERROR_FEEDBACK: self._with_feedback}.get(self.recipe.calibrated, self._scaled)
         stream = None if self.recipe.calibrated is None else self._stream()
-        for index in range(self.config.num_layers):
+        left = [index for index in range(self.config.num_layers) if not self._part(index).exists()]
+        for index in range(max(left, default=-1) + 1):  # what lies behind the last is done, and nobody waits for it
             yield partial(self._layer, index, work, stream)
+
+    def _part(self, index: int) -> Path:
+        """The file of a layer."""
+        return self.folder / f"layer-{index:04}{SUFFIX}"
 
     def _layer(self, index: int, work: Any, stream: calibrate.Stream | None) -> None:
         """Do one layer, or, if it is done, take the calibration text through it."""
-        path = self.folder / f"layer-{index:04}{SUFFIX}"
+        path = self._part(index)
         layer = Layer(self, index, Reader(open_model(self.source), self.config, set()))  # pages read go with the file
         if not path.exists():
             work(layer, stream)
@@ -256,7 +261,7 @@ class Job:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _notes(self) -> dict[str, dict[str, Any]]:
-        names = [OUTSIDE, *(f"layer-{index:04}{SUFFIX}" for index in range(self.config.num_layers))]
+        names = [OUTSIDE, *(self._part(index).name for index in range(self.config.num_layers))]
         return {name: saved.open(self.folder / name).metadata for name in names}
 
     def summary(self) -> Summary:

@@ -224,7 +224,7 @@ class MovingLevels:
 
     def at(self, k: int, columns: np.ndarray, j: int) -> Search:
         if j % self.run == 0:
-            self.found.append(self.base(columns[j : j + self.run].T, self.format))
+            self.found.append(self.base(np.ascontiguousarray(columns[j : j + self.run].T), self.format))
             levels = levels_of(self.found[-1])
             self.searches = [Search.of(levels[:, group]) for group in range(levels.shape[1])]
         return self.searches[j % self.run // self.width]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from lutra.errors import FormatError
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
 from lutra.quantize.groups import spread
@@ -60,6 +61,7 @@ def levels_of(q: QTensor, wanted: Sequence[int] | None = None) -> np.ndarray:
 
     wanted   indices of levels; default: all
     returns  f32 [N, G, len(wanted)], G = ceil(K / group_size)
+    raises   FormatError   floats of 8 bits, of whose codes some are no levels
 
     >>> from lutra.formats import catalog
     >>> one = np.ones((1, 1), np.float32)
@@ -67,6 +69,8 @@ def levels_of(q: QTensor, wanted: Sequence[int] | None = None) -> np.ndarray:
     [[[-2.0, -1.0, 0.0, 1.0]]]
     """
     form, (n, k) = q.format, q.shape
+    if form.is_float:
+        raise FormatError(f"{form.name}: expected levels that are searched, got floats of 8 bits; round them with rtn")
     index = np.arange(num_levels(form)) if wanted is None else np.asarray(wanted)
     width = form.group_size or k
     groups = -(-k // width)
@@ -105,14 +109,12 @@ class Search:
     def nearest(self, column: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (index of the nearest level, its value) for one value of each row, f32 [N]."""
         n = len(column)
-        rows = np.arange(n)
-        place = np.zeros(n, np.int64)
+        flat = np.arange(n)  # place * n + row
         borders, step = self.borders.reshape(-1), (len(self.borders) + 1) // 2
         while step:
-            place += step * (column > borders[(place + (step - 1)) * n + rows])
+            flat += (column > borders[(step - 1) * n :].take(flat)) * (step * n)
             step //= 2
-        flat = place * n + rows
-        return self.order.reshape(-1)[flat], self.levels.reshape(-1)[flat]
+        return self.order.reshape(-1).take(flat), self.levels.reshape(-1).take(flat)
 
 
 def recode(q: QTensor, w: np.ndarray) -> QTensor:

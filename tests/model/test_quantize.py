@@ -15,6 +15,7 @@ from lutra.errors import FileError, RequestError
 from lutra.files import open_model, saved
 from lutra.formats import catalog
 from lutra.formats.qtensor import QTensor
+from lutra.model import calibrate
 from lutra.model.quantize import Summary, quantize
 from lutra.model.recipe import Recipe
 from lutra.quantize.methods import METHODS
@@ -91,6 +92,18 @@ def test_done_layers_are_not_done_again(llama: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(saved, "write", lambda path, *rest: (written.append(path.name), plain(path, *rest)))
     run(llama, target, CALIBRATED)
     assert written == ["layer-0001.safetensors"]
+
+
+def test_the_text_goes_no_further_than_the_last_layer_left(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "m.safetensors"
+    with pytest.raises(ZeroDivisionError):
+        run(llama, target, CALIBRATED, _stop_at_writing(ZeroDivisionError))
+    taken = []
+    monkeypatch.setattr(calibrate.Stream, "layer", lambda *args: taken.append(args))
+    run(llama, target, CALIBRATED)
+    assert target.exists() and not taken
 
 
 @pytest.mark.parametrize("change", [{"damp": 0.02}, {"windows": 5}, {"format": "planes3-g32-zeros"}])
