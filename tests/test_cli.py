@@ -357,7 +357,7 @@ def test_inspect_format(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.exit_code(["inspect", "format", "ternary"]) == 0
     assert capsys.readouterr().out.startswith("ternary ")
     assert cli.exit_code(["inspect", "format"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(catalog.FORMATS)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(catalog.SOURCES)
 
 
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

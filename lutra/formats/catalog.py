@@ -52,16 +52,17 @@ def table(name: str, group_size: int, *, scale_dtype: str | None = None, offset:
           super_group: int = USUAL_SUPER_GROUP) -> Format:  # fmt: skip
     """Codes whose levels a table says.
 
-    name         a row of tables.TABLES
+    name         a row of tables.TABLES or tables.FLOATS
     the others   as for planes
     raises       FormatError   no such table
     """
     if name not in AXES["levels"] or name == "uniform":
         tables = ", ".join(str(known) for known in AXES["levels"][1:])
         raise FormatError(f"expected a table of {tables}, got {name[:40]!r}; add it to lutra/formats/tables.py")
-    return _format(storage="planes", bits=table_bits(name), zero=0, offset=offset, levels=name, group_size=group_size,
-                   scale_dtype=scale_dtype, activation_group=activation_group, terms=terms, super_dtype=super_dtype,
-                   super_group=super_group)  # fmt: skip
+    bits = table_bits(name)
+    return _format(storage="bytes" if bits == 8 else "planes", bits=bits, zero=0, offset=offset, levels=name,
+                   group_size=group_size, scale_dtype=scale_dtype, activation_group=activation_group, terms=terms,
+                   super_dtype=super_dtype, super_group=super_group)  # fmt: skip
 
 
 def int8(group_size: int, *, zero: int | None = None, scale_dtype: str | None = None, offset: str = "none",
@@ -184,12 +185,21 @@ ROWS: tuple[Row, ...] = (
     Row(table("iq3xxs", 32, scale_dtype="u8", super_dtype="f32"), "GGUF IQ3_XXS re-coded: scale 2 s + 1, upper d / 4"),
     Row(table("iq3s", 32, scale_dtype="u8", super_dtype="f16"), "GGUF IQ3_S re-coded: scale 2 s + 1"),
 )
+# The same of levels that are floats, which integer.py does not define
+FLOAT_ROWS: tuple[Row, ...] = (
+    Row(table("e4m3", 0), "FP8, arXiv 2209.05433: NVIDIA ModelOpt; compressed-tensors float-quantized"),
+    Row(table("e4m3", 0, scale_dtype="bf16"), "compressed-tensors float-quantized of a bf16 model"),
+    Row(table("e4m3", 128, scale_dtype="f32"), "FP8 in blocks of 128 x 128: DeepSeek-V3, arXiv 2412.19437"),
+    Row(table("e4m3", 32, scale_dtype="e8m0"), "MXFP8: OCP Microscaling Formats 1.0, section 5.3.1"),
+    Row(table("e5m2", 0), "FP8, arXiv 2209.05433, the type of the wider range"),
+)
 FORMATS: dict[str, Format] = {row.format.name: row.format for row in ROWS}
-SOURCES: dict[str, str] = {row.format.name: row.source for row in ROWS}
+FLOAT_FORMATS: dict[str, Format] = {row.format.name: row.format for row in FLOAT_ROWS}
+SOURCES: dict[str, str] = {row.format.name: row.source for row in (*ROWS, *FLOAT_ROWS)}
 
 
 def find(name: str) -> Format:
-    """Return the format of a name: a row of the table, or any other combination of axes.
+    """Return the format of a name: a row of the tables, or any other combination of axes.
 
     raises   FormatError   no combination has this name
     """
@@ -197,7 +207,7 @@ def find(name: str) -> Format:
         return FORMATS[name]
     made = _spelled(name)
     if made is None or made.name != name:
-        near = difflib.get_close_matches(name, FORMATS, n=3) or ["ternary", "planes4-g32", "int8-g32"]
+        near = difflib.get_close_matches(name, SOURCES, n=3) or ["ternary", "planes4-g32", "int8-g32"]
         raise FormatError(f"expected the name of a format, got {name[:80]}; did you mean {', '.join(near)}?")
     return made
 

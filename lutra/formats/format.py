@@ -18,14 +18,14 @@ import numpy as np
 
 from lutra.errors import FormatError
 from lutra.formats import packing, scales
-from lutra.formats.tables import TABLES, table_bits
+from lutra.formats.tables import FLOATS, TABLES, float_values, table_bits
 
 # axis -> the values that exist.  A new value is a word here, its meaning in integer.py, and a kernel.
 AXES: dict[str, tuple[object, ...]] = {
     "storage": ("planes", "bytes"),
     "bits": (1, 2, 3, 4, 5, 6, 7, 8),
     "alphabet": ("uniform", "trit"),
-    "levels": ("uniform", *TABLES),
+    "levels": ("uniform", *TABLES, *FLOATS),
     "terms": (1, 2, 3, 4),
     "group_size": (0, 16, 32, 64, 128, 256),
     "scale_kind": ("float", "two-level"),
@@ -49,7 +49,8 @@ class Format:
     offset            "none" | "zeros": uint8 [N, G] in units of codes | "mins": [N, G], added to the value
     activation_group  activations that share one int8 scale: 0 = all of a token, else group_size
     alphabet          "uniform": every code has a meaning; "trit": only 0, 1, 2 (of 2 bits)
-    levels            "uniform": a code is worth itself; else a table of tables.py
+    levels            "uniform": a code is worth itself; else a table of tables.py, or one of its floats, and then
+                      activations stay f32
     terms             sets of codes, each with a scale of its own in every group, that add up to the weight
     scale_kind        "float": a scale is one number; "two-level": scales * super_scales, mins * super_mins
     super_dtype       of two levels, the type of the upper one; else "none"
@@ -91,8 +92,15 @@ class Format:
         return 3 if self.alphabet == "trit" else 2**self.bits
 
     @property
+    def is_float(self) -> bool:
+        """Whether levels are floats: they multiply f32 activations, as reduce.dense_spec of QTensor.dequantize says."""
+        return self.levels in FLOATS
+
+    @property
     def level_values(self) -> np.ndarray:
-        """What each code is worth before scale and zeros, int16 [2**bits]: level(code) - zero."""
+        """What each code is worth before scale and zeros, int16 [2**bits], or f32: level(code) - zero."""
+        if self.is_float:
+            return float_values(self.levels)
         if self.levels == "uniform":
             return np.arange(2**self.bits, dtype=np.int16) - np.int16(self.zero)
         return TABLES[self.levels].astype(np.int16)
@@ -100,7 +108,7 @@ class Format:
     def worth(self, codes: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
         """Return level(code) - zero for every code: an array of the shape of codes, of a float dtype."""
         if self.levels != "uniform":
-            return np.asarray(TABLES[self.levels].astype(dtype)[codes])
+            return np.asarray(self.level_values.astype(dtype)[codes])
         values: np.ndarray = codes.astype(dtype)
         np.subtract(values, dtype.type(self.zero), out=values)
         return values
@@ -170,6 +178,10 @@ _RULES: tuple[tuple[str, Callable[[Format], bool], Callable[[Format], str]], ...
      f"the table {f.levels} has"),
     ("zero", lambda f: not _has_table(f) or f.zero == 0, lambda f: "0 where levels are a table"),
     ("offset", lambda f: not _has_table(f) or f.offset != "zeros", lambda f: "none or mins where levels are a table"),
+    ("offset", lambda f: not f.is_float or f.offset == "none", lambda f: "none where levels are floats"),
+    ("scale_kind", lambda f: not f.is_float or f.scale_kind == "float", lambda f: "float where levels are floats"),
+    ("activation_group", lambda f: not f.is_float or f.activation_group == f.group_size, lambda f: f"{f.group_size}, "
+     "which nothing reads where levels are floats"),
     ("terms", lambda f: f.terms == 1 or f.storage == "planes", lambda f: "1 for bytes"),
     ("offset", lambda f: f.terms == 1 or f.offset != "zeros", lambda f: "none or mins with several terms"),
     ("group_size", lambda f: f.terms == 1 or f.group_size != 16, lambda f: "whole blocks of 32 with several terms"),

@@ -225,6 +225,8 @@ def _offsets(w: QTensor) -> np.ndarray:
 def _fit(xq: np.ndarray, w: QTensor) -> np.ndarray:
     """Pad activations with zeros to the columns that w stores."""
     k = w.shape[1]
+    if w.format.is_float:
+        raise FormatError(f"{w.format.name}: expected whole levels, got floats; use reduce.dense_spec")
     if xq.ndim != 2 or xq.dtype != np.int8 or not k <= xq.shape[1] <= w.padded_k:
         raise FormatError(f"activations: expected int8 [M, {k}] or [M, {w.padded_k}], got {xq.dtype} {list(xq.shape)}; "
                           "quantize the activations of this weight's K")  # fmt: skip

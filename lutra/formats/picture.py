@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lutra.formats import packing
 from lutra.formats.format import Format
-from lutra.formats.scales import DTYPES
+from lutra.formats.scales import DTYPES, LARGEST
 
 
 def draw(form: Format, source: str) -> str:
@@ -16,13 +16,18 @@ def draw(form: Format, source: str) -> str:
         "",
         *_value(form),
         f"size         {_size(form)}",
-        f"activations  int8, one scale per {f'{form.activation_group} values' if form.activation_group else 'token'}",
+        f"activations  {_activations(form)}",
         f"beside       {_beside(form)}",
         f"source       {source}",
         "",
         *_picture(form),
     ]
     return "\n".join(lines)
+
+
+def _activations(form: Format) -> str:
+    per = f"{form.activation_group} values" if form.activation_group else "token"
+    return "f32, as they are" if form.is_float else f"int8, one scale per {per}"
 
 
 def _bits(form: Format) -> str:
@@ -39,7 +44,9 @@ def _value(form: Format) -> list[str]:
     plural = "" if _is_derived(form) else "s"
     least = f" + min{plural}[n, {group}]" if form.offset == "mins" else ""
     lines = [f"value        W[n, k] = {_scaled(form, group, plural)}{least}"]
-    if form.levels != "uniform":
+    if form.is_float:
+        lines.append(f"level        the {form.levels} float whose bits a code is, at most {LARGEST[form.levels]}")
+    elif form.levels != "uniform":
         lines.append(f"level        of code 0 to {form.num_codes - 1}: {' '.join(map(str, form.level_values))}")
     if form.scale_dtype == "e8m0":
         lines.append("scale        2 ** (scales - 127)")

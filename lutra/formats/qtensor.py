@@ -59,6 +59,8 @@ class QTensor:
         for name in BESIDE:
             _check_beside(form, name, getattr(self, name), beside.get(name), n)
         self._check_products()
+        if form.is_float:
+            self._check_floats()
         if self.zeros is not None and int(self.zeros.max()) > 2**form.bits:
             raise FormatError(f"{form.name}: zeros: expected at most {2**form.bits}, got {int(self.zeros.max())}; "
                               "give zeros in units of codes")  # fmt: skip
@@ -69,6 +71,15 @@ class QTensor:
     def _has_code_3(self) -> bool:
         words = np.ascontiguousarray(self.packed).view(np.uint32)
         return any(packing.has_code_3(words[rows]) for rows in packing.row_blocks(*self.packed.shape))
+
+    def _check_floats(self) -> None:
+        """Every code a number, and every product with its scale one that f32 holds."""
+        end = int(np.isfinite(self.format.level_values[:128]).sum())  # above are the codes of no number
+        if not all((self.packed[rows] & 127).max() < end for rows in packing.row_blocks(*self.packed.shape)):
+            raise FormatError(f"{self.format.name}: expected codes of numbers, got inf or nan; the weight is damaged")
+        if not scale_types.has_finite_products(self.format.levels, self.scale_values()):
+            raise FormatError(f"{self.format.name}: scales: expected finite products with {self.format.levels}, got up "
+                              f"to {np.abs(self.scale_values()).max():g}; the weight is damaged")  # fmt: skip
 
     def _check_products(self) -> None:
         """Two levels that are finite each may multiply to what is not."""

@@ -29,7 +29,7 @@ FLOATS = ("f16", "f32", "bf16")
 SINGLE = (*FLOATS, "e8m0")  # of a scale that is one number
 LOWER = ("u8", "i8", "e4m3")  # of a scale that is a product: one for each group, times ...
 UPPER = ("f16", "f32")  # ... one for many groups
-LARGEST = {"u8": 255, "i8": 128, "e4m3": 448}  # magnitudes
+LARGEST = {"u8": 255, "i8": 128, "e4m3": 448, "e5m2": 57344}  # magnitudes, of levels too
 E8M0_NAN = 255
 E4M3_NAN = 0x7F  # with either sign
 

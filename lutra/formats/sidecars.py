@@ -80,13 +80,15 @@ class Adapted:
 
 
 def matmul(x: np.ndarray, w: Adapted) -> np.ndarray:
-    """Multiply: the weight by integers as integer.matmul, the low-rank term in floats as reduce.dense_spec, V first.
+    """Multiply: the weight as its format says, the low-rank term in floats as reduce.dense_spec, V first.
 
     x        f32 [M, K]
     returns  f32 [M, N]    the sum of both, rounded once
     """
-    xq, xs = integer.quantize_activations(w.inputs(x), w.weight.format.activation_group)
-    y = integer.matmul(xq, xs, w.weight)
+    if w.weight.format.is_float:
+        y = dense_spec(w.inputs(x), w.weight.dequantize())
+    else:
+        y = integer.matmul(*integer.quantize_activations(w.inputs(x), w.weight.format.activation_group), w.weight)
     if w.low_rank is None:
         return y
     u, v = w.low_rank

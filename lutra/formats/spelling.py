@@ -8,7 +8,7 @@
     |      |   |     `- the constant taken from codes, if not the middle one (with an offset: if not 0)
     |      |   `- group size, or `row`; ternary needs none for rows
     |      `- terms, if there are several
-    `- codes: planes1 .. planes7, ternary, int8, or a table of tables.py
+    `- codes: planes1 .. planes7, ternary, int8, or a table or float of tables.py
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from lutra.formats import scales
-from lutra.formats.tables import TABLES
+from lutra.formats.tables import FLOATS, TABLES
 
 USUAL_SUPER_GROUP = 256
 _SCALES = [*scales.SINGLE, *(f"{lower}x{upper}" for lower in scales.LOWER for upper in scales.UPPER)]
 _NAME = re.compile(
-    rf"(?P<codes>planes[1-7]|ternary|int8|{'|'.join(TABLES)})(?:x(?P<terms>[2-4]))?"
+    rf"(?P<codes>planes[1-7]|ternary|int8|{'|'.join([*TABLES, *FLOATS])})(?:x(?P<terms>[2-4]))?"
     r"(?:-(?P<group>g[0-9]{2,3}|row))?(?:-zero(?P<zero>[0-9]{1,3}))?(?:-(?P<offset>zeros|mins))?"
     rf"(?:-(?P<scale>{'|'.join(_SCALES)}))?(?P<per_row>-row)?(?P<token>-token)?"
 )

@@ -14,10 +14,17 @@ Sources   sign      BCQ, LUT-GEMM, arXiv 2206.09557: a plane of signs
           nf4       QLoRA, arXiv 2305.14314, appendix E: quantiles of a normal distribution; times 127, rounded
           bitmod3   BitMoD, arXiv 2411.11745, section III: 3-bit floats, and all four of its special values, of which a
           bitmod4   group uses one; the same with 4-bit floats, times 2.  One bit more than there, and no selector
+
+Floats of 8 bits reach too far for int8: they are rows of FLOATS, and multiply f32 activations (format.py, is_float).
+          e4m3      OCP 8-bit Floating Point Specification 1.0, section 5: no infinities, one NaN of each sign
+          e5m2      the same; the upper byte of an f16
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import ml_dtypes
 import numpy as np
 
 
@@ -59,6 +66,21 @@ for _table in TABLES.values():
     _table.flags.writeable = False
 
 
+FLOATS: dict[str, np.dtype[Any]] = {
+    "e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "e5m2": np.dtype(ml_dtypes.float8_e5m2),
+}
+
+
 def table_bits(name: str) -> int:
-    """Bits of a code of a table."""
-    return int(len(TABLES[name])).bit_length() - 1
+    """Bits of a code of a table, or of FLOATS."""
+    return 8 if name in FLOATS else int(len(TABLES[name])).bit_length() - 1
+
+
+def float_values(name: str) -> np.ndarray:
+    """What each code of FLOATS is worth, f32 [256], not finite where it stands for no number.
+
+    >>> float_values("e4m3")[[0x38, 0x7E, 0x81]].tolist()
+    [1.0, 448.0, -0.001953125]
+    """
+    return np.arange(256, dtype=np.uint8).view(FLOATS[name]).astype(np.float32)

@@ -23,7 +23,7 @@ from lutra.kernels.tiles_lut import tile_lut
 from lutra.kernels.tiles_trit import tile_trit
 
 FAMILIES: dict[str, ModuleType] = {"mad": matmul_mad, "lut": matmul_lut, "trit5": matmul_trit, "dense": matmul_dense}
-TILE = {"mad": tile_mad, "lut": tile_lut, "trit5": tile_trit}
+TILE = {"mad": tile_mad, "lut": tile_lut, "trit5": tile_trit, "dense": tile_dense}
 
 # ISA and bits → the family of a quantised weight where it is not mad: what pays for building tables.  Decode on one
 # thread of Zen 5, GMAC/s mad : lut   1 bit        2 bits       3 bits      4 bits, groups of 32

@@ -38,7 +38,7 @@ from lutra.formats.format import Format
 from lutra.formats.qtensor import BESIDE
 from lutra.kernels import embed_trit
 from lutra.kernels.beside import Beside, Row, stored_chunk
-from lutra.kernels.levels import Levels, join, levels_of
+from lutra.kernels.levels import Levels, float_unit, join, levels_of, small_float
 from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
 from lutra.kernels.tiles_lut import TILE
 from lutra.kernels.unpack import load_as, take_quad
@@ -50,6 +50,7 @@ ORDERS = ("mad", "trit5", "dense")  # that a row can be taken out of
 @kernel
 def embed_dense(
     codes: Pointer[u8],
+    scales: Pointer[u8],
     tokens: Pointer[i64],
     x: Pointer[f32],
     padded_k: i64,
@@ -58,12 +59,21 @@ def embed_dense(
     task: i64,
     *,
     dtype,
+    format,
 ):
     """A row of a dense table: numbers 32 apart."""
     token = load(tokens, task)
     first = (token // PAIR) * padded_k * PAIR + token % PAIR
+    beside = Beside(scales, *[scales] * 4, padded_k // CHUNK, format)
     for column in loop(0, k):
-        store(x, task * x_stride + column, convert(load_as(codes, first + column * PAIR, dtype), f32))
+        stored = load_as(codes, first + column * PAIR, dtype)
+        if format is None:
+            value = convert(stored, f32)
+        else:
+            group = column // format.group_size if format.group_size else 0
+            scale = beside.scale(Row(token // PAIR, token % PAIR, 1), group) * float_unit(format.levels)
+            value = small_float(stored, format.levels) * scale
+        store(x, task * x_stride + column, value)
 
 
 @kernel
@@ -193,9 +203,9 @@ def bind(table: TiledWeight, tokens: np.ndarray, x: np.ndarray, *, isa: str | No
             f"{len(tokens)} tokens; allocate both for the same rows"
         )
     common = dict(codes=table.codes, tokens=tokens, x=x, x_stride=x.shape[1])
-    if table.format is None:
-        launch = embed_dense.bind(dict(common, padded_k=table.padded_k, k=table.k), isa, dtype=table.dtype)
-        return Step(launch, 1, 1)
+    if table.order == "dense":
+        args = dict(common, scales=table.scales, padded_k=table.padded_k, k=table.k)
+        return Step(embed_dense.bind(args, isa, dtype=table.dtype or "u8", format=table.format), 1, 1)
     if table.order == "trit5":
         return embed_trit.bind(table, tokens, x, isa=isa)
     if table.order not in QUAD_CODES:

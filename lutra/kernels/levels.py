@@ -1,7 +1,8 @@
 """Codes to the bytes that are multiplied: a code itself, or what a table of levels says, moved above 0.
 
 The first operand of dot4 is unsigned.  A table's levels go up by `bias`, so that the lowest is 0, and the bias comes
-out again with the sum of the activations, as the constant zero of evenly spaced codes does.
+out again with the sum of the activations, as the constant zero of evenly spaced codes does.  Floats of 8 bits become
+f32, and go without dot4.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
-from lutra.compiler.language import Value, bitcast, concat, const, i64, lookup, u8
+from lutra.compiler.language import Value, bitcast, concat, const, convert, f16, f32, i8, i16, i64, lookup, u8
 from lutra.formats.format import Format
+from lutra.formats.tables import FLOATS
 from lutra.kernels.unpack import has_one_field, quad_in_place, take_quad
 
+F16_MANTISSA, F16_EXPONENT = 10, 5  # bits
 TABLE_SIZES = (16, 128)  # bytes that `lookup` takes
 
 Codes = tuple[Value, int]  # levels of a quad, plus bias and times 2**power, u8x64, and the power
@@ -57,6 +61,30 @@ def levels_of(format: Format, in_place: bool) -> Levels:
     values = format.level_values
     bias = -int(values.min())
     return Levels(bits, constant_bytes((values + bias).astype(np.uint8)), bias, int(values.max()) + bias, False)
+
+
+def small_float(codes: Value, name: str) -> Value:
+    """What codes of FLOATS stand for, divided by float_unit(name): u8xL to f32xL, exactly, subnormals too.
+
+    The bits move to where f16 has sign, exponent and mantissa.  Copies of the sign come along where the exponent is
+    shorter than its, and are cleared.
+    """
+    mantissa, exponent = _fields(name)
+    moved = convert(bitcast(codes, i8), i16) << (F16_MANTISSA - mantissa)
+    if exponent < F16_EXPONENT:
+        moved = moved & ~(2 ** (F16_EXPONENT - exponent) - 1 << F16_MANTISSA + exponent)
+    return convert(bitcast(moved, f16), f32)
+
+
+def float_unit(name: str) -> float:
+    """The power of two between a float and the f16 whose exponent field is the same."""
+    return float(2 ** (2 ** (F16_EXPONENT - 1) - 2 ** (_fields(name)[1] - 1)))
+
+
+def _fields(name: str) -> tuple[int, int]:
+    """Bits of mantissa and exponent of a float of FLOATS."""
+    mantissa = ml_dtypes.finfo(FLOATS[name]).nmant
+    return mantissa, 7 - mantissa
 
 
 def constant_bytes(values: np.ndarray) -> Value:

@@ -1,12 +1,13 @@
-"""y = x @ w.T for weights stored as f32, f16 or bf16.
+"""y = x @ w.T for weights stored as f32, f16 or bf16, or as 8-bit floats with scales.
 
 out = (p0 + p2) + (p1 + p3), where p_i adds x[k] * w[k] for k = i, i + 4, i + 8, ... in ascending order, every multiply
-and add rounded to f32: formats/reduce.dense_spec.  One task is one pair of row tiles times `tile_m` rows.
+and add rounded to f32: formats/reduce.dense_spec.  An 8-bit float is first multiplied with its scale and rounded, so
+that w is what QTensor.dequantize gives.  One task is one pair of row tiles times `tile_m` rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,22 +30,26 @@ from lutra.compiler.language import (
     when,
 )
 from lutra.compiler.launch import Step
-from lutra.compiler.types import DTYPES
+from lutra.compiler.types import DTYPES, DType
 from lutra.errors import KernelError
+from lutra.formats.format import Format
 from lutra.formats.reduce import PARTIALS
 from lutra.formats.reduce import dense_spec as dense_spec  # this kernel's meaning
 from lutra.kernels import tuned
+from lutra.kernels.beside import Beside, Row
 from lutra.kernels.buffers import LINE_BYTES, check_state
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
+from lutra.kernels.levels import float_unit, small_float
 from lutra.kernels.plan import Plan
-from lutra.kernels.tiles import ROWS, TiledWeight
+from lutra.kernels.tiles import CHUNK, ROWS, TiledWeight
 
-BLOCK = 256  # columns of a pair that stay in the first cache: 16 or 32 KiB
+BLOCK = 256  # columns of a pair that stay in the first cache: 8 to 32 KiB
 
 
 @kernel
 def matmul_dense(
     codes: Pointer[u8],
+    scales: Pointer[u8],
     x: Pointer[f32],
     bias: Pointer[f32],
     y: Pointer[f32],
@@ -57,48 +62,82 @@ def matmul_dense(
     task: i64,
     *,
     dtype,
+    format,
     epilogue,
     has_bias,
     tile_m,
     plan,
 ):
-    """`columns` is the weight's padded K, a multiple of 4."""
+    """`columns` is the weight's padded K, a multiple of 32."""
     blocks = (load(state, 0) + (tile_m - 1)) // tile_m
     pair = task // blocks
     rows = [(task % blocks) * tile_m + m for m in range(tile_m)]
     with when(pair < pairs):
+        w = W(codes, Beside(scales, *[scales] * 4, columns // CHUNK, format), pair, columns, DTYPES[dtype], format)
         starts = [row * x_stride for row in rows]
-        passes = [
-            multiply(codes, x, starts, pair * columns, columns, range(t, t + plan.tiles), dtype, plan.ahead)
-            for t in range(0, 2, plan.tiles)
-        ]
+        passes = [multiply(w, x, starts, range(t, t + plan.tiles), plan) for t in range(0, 2, plan.tiles)]
         for m, row in enumerate(rows):
             outs = [out for one in passes for out in one[m]]
             finish_pair(outs, y, row * y_stride + y_column, pair, epilogue, bias if has_bias else None)
 
 
-def multiply(
-    codes: Value,
-    x: Value,
-    starts: list[Value],
-    first: Value,
-    columns: Value,
-    tiles: range,
-    dtype: str,
-    ahead: Sequence[tuple[int, int]],
-) -> list[list[Value]]:
-    """f32x16 results [row][tile]; `first` counts the columns of all pairs before this one, `ahead` as Plan.ahead."""
+@dataclass(frozen=True)
+class W:
+    """A pair of row tiles: where its columns are, and what they mean.
+
+    dtype    of the elements; u8 where they are the floats of a format
+    format   None for dense arrays
+    """
+
+    codes: Value
+    beside: Beside
+    pair: Value
+    columns: Value
+    dtype: DType
+    format: Format | None
+
+    @property
+    def vector(self) -> int:
+        """Bytes of one column of a tile."""
+        return self.dtype.size_bytes * ROWS
+
+    @property
+    def block(self) -> int:
+        """Columns that have the same scale, a multiple of 16."""
+        return (self.format and self.format.group_size) or BLOCK
+
+    def scale(self, tile: int, block: Value) -> Value | None:
+        """f32x16: what the elements of a block are multiplied with; finite, as QTensor holds their products to be."""
+        if self.format is None:
+            return None
+        group = block // self.block if self.format.group_size else 0
+        return self.beside.scale(Row(self.pair, tile * ROWS, ROWS), group) * float_unit(self.format.levels)
+
+    def at(self, k: Value, i: int, tile: int) -> Value:
+        """The byte at which column k + i of a tile begins."""
+        return (self.pair * self.columns + k) * (2 * self.vector) + (i * 2 + tile) * self.vector
+
+    def load(self, at: Value, scale: Value | None) -> Value:
+        """f32x16: one column of a tile."""
+        stored = load(self.codes, at, self.vector)
+        if self.format is None or scale is None:
+            return convert(bitcast(stored, self.dtype), f32)
+        return small_float(stored, self.format.levels) * scale
+
+
+def multiply(w: W, x: Value, starts: list[Value], tiles: range, plan: Plan) -> list[list[Value]]:
+    """f32x16 results [row][tile]."""
     sums = [[[var(const(0.0, f32, ROWS)) for _ in range(PARTIALS)] for _ in tiles] for _ in starts]
-    vector = DTYPES[dtype].size_bytes * ROWS
-    for block in loop(0, columns, BLOCK):
+    for block in loop(0, w.columns, w.block):
         for side, tile in enumerate(tiles):  # one after the other: fewer sums in registers, more lines in flight
-            for k in loop(block, minimum(block + BLOCK, columns), PARTIALS):
+            scale = w.scale(tile, block)
+            for k in loop(block, minimum(block + w.block, w.columns), PARTIALS):
                 for i in range(PARTIALS):
-                    at = (first + k) * (2 * vector) + (i * 2 + tile) * vector
-                    if side * vector % LINE_BYTES == 0:  # two tiles of 16-bit weights share a line
-                        for level, distance in ahead:
-                            prefetch(codes, at + distance, level)
-                    weights = convert(bitcast(load(codes, at, vector), DTYPES[dtype]), f32)
+                    at = w.at(k, i, tile)
+                    if (i * 2 + side) * w.vector % LINE_BYTES == 0:  # tiles, and columns of bytes, share a line
+                        for level, distance in plan.ahead:
+                            prefetch(w.codes, at + distance, level)
+                    weights = w.load(at, scale)
                     for m, start in enumerate(starts):
                         sums[m][side][i] += splat(load(x, start + (k + i)), ROWS) * weights
     return [[combine([part.get() for part in parts]) for parts in row] for row in sums]
@@ -143,10 +182,10 @@ def bind(
     check_state(state)
     launch = matmul_dense.bind(
         dict(
-            codes=weight.codes, x=x, bias=bias_or_dummy(bias), y=y, state=state, pairs=weight.num_pairs,
-            columns=weight.padded_k, x_stride=x.shape[1], y_stride=y.shape[1], y_column=column,
+            codes=weight.codes, scales=weight.scales, x=x, bias=bias_or_dummy(bias), y=y, state=state,
+            pairs=weight.num_pairs, columns=weight.padded_k, x_stride=x.shape[1], y_stride=y.shape[1], y_column=column,
         ),
-        isa, dtype=weight.dtype, epilogue=epilogue, has_bias=bias is not None, tile_m=tile_m,
-        plan=shape or tuned.plan(weight, tile_m, isa),
+        isa, dtype=weight.dtype or "u8", format=weight.format, epilogue=epilogue, has_bias=bias is not None,
+        tile_m=tile_m, plan=shape or tuned.plan(weight, tile_m, isa),
     )  # fmt: skip
     return Step(launch, weight.num_pairs, tile_m)

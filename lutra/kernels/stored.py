@@ -65,19 +65,23 @@ def _has_trits(format: Format | None) -> bool:
 
 
 def _dense_columns(format: Format | None, k: int) -> int:
-    return round_up(k, CHUNK)
+    return round_up(k, CHUNK) if format is None else format.padded_k(k)
 
 
 def _dense_bytes(format: Format | None, dtype: str, k: int) -> int:
-    return round_up(k, CHUNK) * DTYPE_BYTES[dtype]
+    return _dense_columns(format, k) * (DTYPE_BYTES[dtype] if format is None else 1)
 
 
 def _is_plain(format: Format | None) -> bool:
     return format is not None and format.is_plain
 
 
-def _has_format(format: Format | None) -> bool:
-    return format is not None
+def _has_whole_levels(format: Format | None) -> bool:
+    return format is not None and not format.is_float
+
+
+def _has_floats(format: Format | None) -> bool:
+    return not _has_whole_levels(format)
 
 
 def _has_few_planes(format: Format | None) -> bool:
@@ -86,10 +90,10 @@ def _has_few_planes(format: Format | None) -> bool:
 
 
 EXTENTS: dict[str, Extent] = {
-    "mad": Extent(PAIR, _has_format, _packed_columns, _packed_bytes),
+    "mad": Extent(PAIR, _has_whole_levels, _packed_columns, _packed_bytes),
     "lut": Extent(TILE, _has_few_planes, _packed_columns, _packed_bytes),
     "trit5": Extent(tiles_trit.TILE, _has_trits, _trit_columns, _trit_bytes),
-    "dense": Extent(PAIR, lambda format: format is None, _dense_columns, _dense_bytes),
+    "dense": Extent(PAIR, _has_floats, _dense_columns, _dense_bytes),
 }
 MAX_PADDING = max(extent.tile for extent in EXTENTS.values())  # rows beyond N, at most: buffers have no room for more
 

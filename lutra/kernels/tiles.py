@@ -4,7 +4,8 @@ A row tile is 16 rows of a weight, one per 32-bit lane of a vector; two tiles si
 
 order   codes                                                 scales, zeros, mins, super_scales, super_mins
 mad     [pair][word][tile 0..1][row 0..15][byte 0..3]         [pair][column: a group, or a term of it][tile][row]
-dense   [pair][k][tile 0..1][row 0..15] of f32, f16 or bf16   none
+dense   [pair][k][tile 0..1][row 0..15] of f32, f16, bf16     none
+        the same of bytes, 8-bit floats                       scales as for mad
 
 `word` counts the packed 4-byte words of formats/packing.py, moved whole.  Rows beyond N have scale 0 and min 0 (dense:
 weight 0), so their outputs are 0; e8m0 has no 0, but 2**-127.  Lut order is in tiles_lut.py, trit5
@@ -40,8 +41,8 @@ class TiledWeight:
     """A weight [N, K] in the order of one kernel family; all arrays are flat bytes, 64-byte aligned.
 
     order      "mad" | "lut" | "trit5" | "dense"
-    format     what the codes mean; None for dense
-    dtype      "f32" | "f16" | "bf16" for dense, else ""
+    format     what the codes mean; None for dense arrays
+    dtype      "f32" | "f16" | "bf16" for dense without a format, else ""
     n, k       true sizes
     padded_n   n rounded up to whole pairs
     padded_k   k rounded up to whole chunks and groups; trit5: to whole steps of five, then chunks
@@ -83,17 +84,24 @@ def round_up(number: int, multiple: int) -> int:
 
 def tile_mad(weight: QTensor) -> TiledWeight:
     """Move whole packed words into mad order."""
+    return _tile("mad", weight, np.ascontiguousarray(weight.packed).view(np.uint32))  # [N, W]
+
+
+def _tile(order: str, weight: QTensor, columns: np.ndarray) -> TiledWeight:
     n, k = weight.shape
-    format = weight.format
-    words = np.ascontiguousarray(weight.packed).view(np.uint32)  # [N, W]
     return TiledWeight(
-        "mad", format, "", n, k, round_up(n, PAIR), format.padded_k(k),
-        codes=interleave_pairs(words), **{name: _sidecar(getattr(weight, name)) for name in BESIDE},
+        order, weight.format, "", n, k, round_up(n, PAIR), weight.padded_k,
+        codes=interleave_pairs(columns), **{name: _sidecar(getattr(weight, name)) for name in BESIDE},
     )  # fmt: skip
 
 
-def tile_dense(weight: np.ndarray) -> TiledWeight:
-    """Put a dense [N, K] matrix of f32, f16 or bf16 into dense order.  Raises FormatError for other element types."""
+def tile_dense(weight: np.ndarray | QTensor) -> TiledWeight:
+    """Put a [N, K] matrix of f32, f16, bf16, or of 8-bit floats with scales, into dense order.
+
+    raises   FormatError   other element types
+    """
+    if isinstance(weight, QTensor):
+        return _tile("dense", weight, weight.packed)
     if weight.dtype not in DENSE_DTYPES:
         known = ", ".join(DENSE_DTYPES.values())
         raise FormatError(f"expected a dense weight of {known}, got {weight.dtype}; convert it to float32 first")

@@ -219,6 +219,10 @@ class Reader:
             return
         if not scales.is_finite(format.scale_dtype, weight.scales):
             raise self.refuse(name, "finite scales", "nan", damaged)
+        if isinstance(format, Format) and format.is_float:
+            factors = scales.widen(format.scale_dtype, weight.scales.view(format.dtype))
+            if not scales.has_finite_products(format.levels, factors):
+                raise self.refuse(f"{name}.scales", "finite products with codes", "inf", damaged)
         for part in [part for part in format.beside(1) if part.startswith("super")]:
             upper = getattr(weight, part)
             upper = upper[: upper.size // 4 * 4].view(scales.DTYPES[format.super_dtype])

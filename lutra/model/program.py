@@ -83,7 +83,7 @@ class Recorder:
     def _project(self, linear: Linear, x: np.ndarray, norm_weight: np.ndarray | None) -> list[Step]:
         """residual += linear(x), of the normalised x where the family has a norm there."""
         b = self.buffers
-        reads_x = norm_weight is None and linear.weight.format is None and linear.inputs is None
+        reads_x = norm_weight is None and linear.weight.order == "dense" and linear.inputs is None
         source = x if reads_x else self.scratch.of(linear.weight, x)
         steps = [] if reads_x else self._inputs((linear,), x, norm_weight, b.state)
         return steps + [self._matmul(linear, source, b.residual, b.state, "add")]
@@ -157,8 +157,9 @@ class Scratch:
     @staticmethod
     def kind(weight: TiledWeight) -> Any:
         """What decides the form of a linear's input."""
-        if weight.format is None:
+        if weight.order == "dense":
             return "dense"
+        assert weight.format is not None
         tables = weight.order if weight.order in ("lut", "trit5") else ""
         return (weight.format.activation_group, weight.format.group_size, tables, weight.padded_k)
 
@@ -186,8 +187,9 @@ class Scratch:
         return self._rooms[key]
 
     def _allocate(self, weight: TiledWeight, x: np.ndarray) -> Source:
-        if weight.format is None:
+        if weight.order == "dense":
             return aligned(x.shape, np.float32)
+        assert weight.format is not None
         return activations.allocate(
             self.rows,
             weight.k,

@@ -79,7 +79,7 @@ class Trial:
         self.x[:, : kind.k] = 1
         self.y = aligned((padded, round_up(weight.padded_n, 128)), np.float32)
         self.state = np.array([rows, 0, 0, rows], np.int64)
-        self.source = self.x if weight.format is None else Scratch(padded).of(weight, self.x)
+        self.source = self.x if weight.order == "dense" else Scratch(padded).of(weight, self.x)
         self.first = self._matmul(weight, Option(1, plan_for(order, targets.choose().isa, 1)))
 
     def program(self, option: Option) -> Program:

@@ -171,6 +171,7 @@ def quantize(w: np.ndarray, format: Format, rule: str | None = None) -> QTensor:
 def element_of(format: Format) -> Element:
     """Return the levels of a format; of integers around 0, those that have a counterpart of the other sign."""
     levels = format.level_values.astype(np.float64)
+    levels[~np.isfinite(levels)] = np.nan  # codes of floats that are no numbers
     if format.levels == "uniform":
         levels[np.abs(levels) > levels.max()] = np.nan
         levels[format.num_codes :] = np.nan  # the fourth code of trits

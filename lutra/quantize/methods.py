@@ -94,7 +94,7 @@ METHODS: dict[str, Method] = {
     "hlq": Method(hlq.hlq, lambda f: hlq.fits(f) and f.terms > 1, "ELUTQ, arXiv 2510.19482"),
     "ptqtp": Method(ptqtp.trit_planes, lambda f: _is_trit(f) and f.terms <= 2, "PTQTP, arXiv 2509.16989"),
     "bcq": Method(bcq.bcq, lambda f: f.levels == "sign" and f.offset == "none", "LUT-GEMM, arXiv 2206.09557"),
-    "clip": Method(_clip, lambda f: _has_grid(f) and not _is_trit(f), "GPTQ's quantiser, option mse"),
+    "clip": Method(_clip, lambda f: _has_grid(f) and not (_is_trit(f) or f.is_float), "GPTQ's quantiser, option mse"),
     "rtn": Method(rtn, _has_grid, "round to nearest"),
     "absmean": Method(_absmean, lambda f: _is_trit(f) and f.terms == 1 and f.offset == "none" and f.is_plain,
                       "BitNet b1.58, arXiv 2402.17764"),

@@ -155,13 +155,44 @@ def test_int_quantized(tmp_path):
 FP8_VALUES = np.random.default_rng(0).normal(0, 30, (N, K)).astype(np.float32)
 
 
-@pytest.mark.parametrize("shape", [(1,), (N, 1)])
-def test_fp8(tmp_path, shape):
-    weight, scale = write.e4m3(FP8_VALUES), np.random.default_rng(1).uniform(0.01, 0.1, shape).astype(np.float32)
-    want = weight.astype(np.float32) * scale.reshape(-1, 1)
+@pytest.mark.parametrize("scale_type", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shape", [(), (1,), (N, 1)])
+def test_fp8(tmp_path, shape, scale_type):
+    weight, scale = write.e4m3(FP8_VALUES), np.random.default_rng(1).uniform(0.01, 0.1, shape)
+    scale = np.asarray(scale).astype(scale_type)
+    want = weight.astype(np.float32) * scale.astype(np.float32).reshape(-1, 1)
     tensors = {"weight": weight, "weight_scale": scale, "input_scale": np.ones(1, np.float32)}
     assert np.array_equal(read(tmp_path, tensors, compressed("float-quantized", num_bits=8, type="float")), want)
     assert np.array_equal(read(tmp_path, tensors, {"quant_method": "modelopt", "quant_algo": "FP8"}), want)
+    stored = open_model(tmp_path).tensors["layers.0.q"].read()
+    assert stored.packed.nbytes == N * K and stored.format.levels == "e4m3" and stored.scales.dtype == scale_type
+
+
+@pytest.mark.parametrize(("n", "k"), [(48, 128), (200, 300), (256, 512)])
+def test_fp8_in_blocks(tmp_path, n, k):
+    rng = np.random.default_rng(2)
+    weight = rng.normal(0, 30, (n, k)).astype(np.float32).astype(ml_dtypes.float8_e4m3fn)
+    scale = rng.uniform(0.01, 0.1, (-(-n // 128), -(-k // 128))).astype(np.float32)
+    want = weight.astype(np.float32) * scale[np.arange(n) // 128][:, np.arange(k) // 128]
+    config = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    assert np.array_equal(read(tmp_path, {"weight": weight, "weight_scale_inv": scale}, config), want)
+    with pytest.raises(FileError, match="weight_block_size: expected .128, 128., got .64, 64."):
+        read(tmp_path, {"weight": weight, "weight_scale_inv": scale}, config | {"weight_block_size": [64, 64]})
+    rows = {"weight": weight, "weight_scale": np.repeat(scale, 128, 0)[:n]}
+    want_rows = compressed("float-quantized", num_bits=8, type="float", strategy="group", group_size=128)
+    assert np.array_equal(read(tmp_path, rows, want_rows), want)
+
+
+@pytest.mark.parametrize("change", [
+    {"weight": np.full((N, K), np.nan).astype(ml_dtypes.float8_e4m3fn)}, {"weight": np.zeros((N, K), np.float16)},
+    {"weight": write.e4m3(FP8_VALUES).reshape(-1)}, {"weight_scale": np.ones((3, 5), np.float32)},
+    {"weight_scale": np.ones((N, 1), np.int32)}, {"weight_scale": np.full((N, 1), np.inf, np.float32)},
+    {"weight_scale": np.full((N, 1), 1e38, np.float32)},
+])  # fmt: skip
+def test_fp8_that_means_nothing_is_refused(tmp_path, change):
+    tensors = {"weight": write.e4m3(FP8_VALUES), "weight_scale": np.ones((N, 1), np.float32)} | change
+    with pytest.raises(FileError, match=r"expected .*got .*; "):
+        read(tmp_path, tensors, {"quant_method": "modelopt", "quant_algo": "FP8"})
 
 
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)

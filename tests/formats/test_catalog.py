@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from lutra.errors import FormatError
 from lutra.formats import catalog, packing, scales
 from lutra.formats.format import AXES, Format
-from lutra.formats.tables import TABLES
+from lutra.formats.tables import FLOATS, TABLES
 
+EVERY = catalog.FORMATS | catalog.FLOAT_FORMATS
 PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text("utf-8")
 
 
@@ -58,7 +59,7 @@ def test_defaults():
 
 
 def test_a_name_is_a_format_and_a_format_a_name():
-    every = [*every_combination(), *catalog.FORMATS.values()]
+    every = [*every_combination(), *EVERY.values()]
     axes = {str({**vars(form), "name": ""}): form.name for form in every}
     assert len(set(axes.values())) == len(axes) > 3000
     for form in every:
@@ -73,7 +74,7 @@ def every_combination() -> Iterator[Format]:
         for lower in scales.LOWER for upper in scales.UPPER for size in (0, 256)
     ]  # fmt: skip
     makers = [partial(catalog.planes, bits) for bits in range(1, 8)]
-    makers += [catalog.ternary, catalog.int8, *(partial(catalog.table, name) for name in TABLES)]
+    makers += [catalog.ternary, catalog.int8, *(partial(catalog.table, name) for name in (*TABLES, *FLOATS))]
     for maker, group, scale, offset in product(makers, (0, 16, 32), scales_there_are, AXES["offset"]):
         for more in ({}, {"terms": 2}, {"activation_group": 0}):
             with suppress(FormatError, TypeError):                                # int8 has no terms
@@ -81,9 +82,9 @@ def every_combination() -> Iterator[Format]:
 
 
 def test_every_axis_has_rows():
-    assert len(catalog.FORMATS) == len(catalog.ROWS)
+    assert len(EVERY) == len(catalog.ROWS) + len(catalog.FLOAT_ROWS)
     for axis, values in AXES.items():
-        used = {getattr(form, axis) for form in catalog.FORMATS.values()}
+        used = {getattr(form, axis) for form in EVERY.values()}
         assert used == set(values), axis
 
 
@@ -100,7 +101,7 @@ def test_near_names_are_offered():
             catalog.find(wrong)
 
 
-@pytest.mark.parametrize("name", catalog.FORMATS)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_picture_is_where_the_bits_are(name):
     """Set one weight to its largest code and look at the field of the picture that names it."""
     form = catalog.find(name)
@@ -132,9 +133,9 @@ def test_description_by_hand():
 def test_the_page_is_true():
     assert catalog.describe("planes3-g128-zeros") in PAGE
     assert all(f"| `{axis}` |" in PAGE for axis in AXES)
-    assert all(f"`{name}`" in PAGE for name in TABLES)
-    for name in re.findall(r"`((?:planes\d|ternary|int8|e2m1|iq4nl)[-\w]*)`", PAGE.split("## The packed order")[0]):
-        assert name in TABLES or catalog.find(name).name == name
+    assert all(f"`{name}`" in PAGE for name in (*TABLES, *FLOATS))
+    for name in re.findall(r"`((?:planes\d|ternary|int8|e2m1|e4m3|iq4nl)[-\w]*)`", PAGE.split("## The packed order")[0]):
+        assert name in (*TABLES, *FLOATS) or catalog.find(name).name == name
     assert catalog.find("planes2-g16-zeros-f32")
 
 

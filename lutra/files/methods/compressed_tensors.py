@@ -4,7 +4,7 @@ pack-quantized    weight_packed int32 [N, K * bits / 32]   codes + 2**(bits - 1)
                   weight_scale float [N, G]; weight_shape int64 [2] = N, K; weight_g_idx int32 [K] with act-order
                   weight_zero_point int32 [N * bits / 32, G]   the same offset, packed along N
 int-quantized     weight int8 [N, K], weight_scale [N, 1] or [1]
-float-quantized   weight float8 e4m3 [N, K], weight_scale [N, 1] or [1]
+float-quantized   weight float8 e4m3 [N, K], weight_scale [N, 1], [1], [N / 128, K / 128] or [N, K / 128]
 nvfp4-pack-quantized   weight_packed u8 [N, K / 2], weight_scale e4m3 [N, K / 16], weight_global_scale f32 [1] divides
 mxfp4-pack-quantized   weight_packed u8 [N, K / 2], weight_scale u8 e8m0 [N, K / 32]
 
@@ -23,7 +23,7 @@ import numpy as np
 from lutra.errors import FormatError
 from lutra.files.fields import neighbours
 from lutra.files.methods.bitstream import WORD, unpack, unpack_whole
-from lutra.files.methods.floats import fp8_matrix, mxfp4, nvfp4
+from lutra.files.methods.floats import fp8, fp8_shape, mxfp4, nvfp4, scale_name
 from lutra.files.methods.gptq import grouped
 from lutra.files.methods.layout import DAMAGED, SCALES, Layout, Parts, Weight, matrix, option, refuse
 from lutra.formats import catalog
@@ -87,7 +87,7 @@ def _unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
 def _read(bits: int, parts: Parts) -> Weight:
     n, k = _shape(bits, parts)
     codes = _unpack(parts["weight_packed"], bits, k)
-    scales = _stored(parts["weight_scale"])
+    scales = parts["weight_scale"]
     zeros = np.full(scales.shape, 2 ** (bits - 1), np.uint8)
     if "weight_zero_point" in parts:
         zeros = np.ascontiguousarray(_unpack(parts["weight_zero_point"].T, bits, n).T)
@@ -103,16 +103,7 @@ def _symmetric(codes: np.ndarray, scales: np.ndarray, bits: int) -> Weight:
     size = 0 if scales.shape[1] == 1 else -(-codes.shape[1] // scales.shape[1])
     if size not in AXES["group_size"]:
         return grouped(codes, scales, np.full(scales.shape, 2 ** (bits - 1), np.uint8), bits)
-    return QTensor.from_codes(catalog.planes(bits, size, scale_dtype=_name(scales)), codes, scales)
-
-
-def _stored(scales: np.ndarray) -> np.ndarray:
-    """bf16 scales as f32, f16 and f32 as they are."""
-    return scales if scales.dtype in (np.float16, np.float32) else scales.astype(np.float32)
-
-
-def _name(scales: np.ndarray) -> str:
-    return "f16" if scales.dtype == np.float16 else "f32"
+    return QTensor.from_codes(catalog.planes(bits, size, scale_dtype=scale_name(scales)), codes, scales)
 
 
 def _int8_shape(parts: Parts) -> tuple[int, int]:
@@ -125,8 +116,8 @@ def _int8_shape(parts: Parts) -> tuple[int, int]:
 def _read_int8(parts: Parts) -> QTensor:
     n, _ = _int8_shape(parts)
     codes = (parts["weight"].astype(np.int16) + 128).astype(np.uint8)
-    scales = np.broadcast_to(parts["weight_scale"].astype(np.float32).reshape(-1, 1), (n, 1)).copy()
-    return QTensor.from_codes(catalog.int8(0), codes, scales)
+    scales = np.broadcast_to(parts["weight_scale"].reshape(-1, 1), (n, 1)).copy()
+    return QTensor.from_codes(catalog.int8(0, scale_dtype=scale_name(scales)), codes, scales)
 
 
 def _pairs_shape(parts: Parts) -> tuple[int, int]:
@@ -144,13 +135,13 @@ def _read_mxfp4(parts: Parts) -> QTensor:
     return mxfp4(neighbours(parts["weight_packed"]), parts["weight_scale"])
 
 
-def _read_fp8(parts: Parts) -> np.ndarray:
-    return fp8_matrix(parts["weight"], parts["weight_scale"])
+def _read_fp8(parts: Parts) -> QTensor:
+    return fp8(parts["weight"], parts["weight_scale"])
 
 
 _INT8 = Layout("compressed-int8", ("weight", "weight_scale"), ("bias", *ACTIVATIONS), _int8_shape, _read_int8, PACKED)
 _FP8 = Layout("compressed-fp8", ("weight", "weight_scale"), ("bias", *ACTIVATIONS),
-              lambda parts: parts["weight"].shape, _read_fp8, "multiplied out to f32")  # fmt: skip
+              fp8_shape, _read_fp8, "as stored, with its scale")  # fmt: skip
 LAYOUTS = {
     "int-quantized": _INT8,
     "naive-quantized": _INT8,

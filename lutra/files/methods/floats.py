@@ -6,9 +6,12 @@ import ml_dtypes
 import numpy as np
 
 from lutra.errors import FormatError
-from lutra.files.methods.layout import DAMAGED
+from lutra.files.methods.layout import DAMAGED, Parts, matrix
 from lutra.formats import catalog
 from lutra.formats.qtensor import QTensor
+from lutra.formats.scales import DTYPES
+from lutra.formats.scales import FLOATS as FLOAT_SCALES
+from lutra.formats.tables import FLOATS
 
 NV_GROUP, MX_GROUP = 16, 32
 FP8_BLOCK = 128  # rows and columns that share a scale where a matrix has a scale per block
@@ -47,25 +50,36 @@ def mxfp4(codes: np.ndarray, exponents: np.ndarray) -> QTensor:
     return QTensor.from_codes(catalog.table("e2m1", MX_GROUP, scale_dtype="e8m0"), codes, exponents - np.uint8(1))
 
 
-def fp8_matrix(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """FP8 times its scale, which holds for the tensor, a row, or a block of 128 x 128.
+def fp8_shape(parts: Parts) -> tuple[int, int]:
+    """(N, K) of a matrix of 8-bit floats."""
+    return matrix(parts, "weight", *FLOATS.values())
+
+
+def fp8(values: np.ndarray, scale: np.ndarray) -> QTensor:
+    """FP8 with its scale, which holds for the tensor, a row, or a block of 128 columns of one row or of 128.
 
     values   float8_e4m3fn or float8_e5m2 [N, K]
-    returns  f32 [N, K]       each product rounded once
-    raises   FormatError      another type, a scale of no such shape, values that are not finite
+    scale    f32, f16 or bf16; it stays what it is
+    raises   FormatError      a scale of no such shape or type, values that are not finite
     """
-    if values.dtype not in (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2) or values.ndim != 2:
-        raise FormatError(f"weight: expected a matrix of 8-bit floats, got {values.dtype} {values.shape}; {DAMAGED}")
     n, k = values.shape
-    blocks = (-(-n // FP8_BLOCK), -(-k // FP8_BLOCK))
-    scale = scale.astype(np.float32)
+    columns = -(-k // FP8_BLOCK)
+    blocks = (-(-n // FP8_BLOCK), columns)
     if scale.shape == blocks and scale.size > 1:
-        scale = np.repeat(np.repeat(scale, FP8_BLOCK, 0)[:n], FP8_BLOCK, 1)[:, :k]
+        scale = np.repeat(scale, FP8_BLOCK, 0)[:n]
     elif scale.size in (1, n):
-        scale = scale.reshape(-1, 1)
-    else:
-        raise FormatError(f"weight_scale: expected 1, {n} or {blocks} values, got {scale.shape}; {DAMAGED}")
-    wide = values.astype(np.float32) * scale
-    if not np.isfinite(wide).all():
-        raise FormatError(f"weight: expected finite values, got inf or nan; {DAMAGED}")
-    return wide
+        scale = np.repeat(scale.reshape(-1, 1), n // scale.size, 0)
+    elif scale.shape != (n, columns):
+        raise FormatError(f"weight_scale: expected 1, {n}, {blocks} or {(n, columns)} values, got {scale.shape}; "
+                          f"{DAMAGED}")  # fmt: skip
+    name = next(name for name, dtype in FLOATS.items() if dtype == values.dtype)
+    form = catalog.table(name, FP8_BLOCK if scale.shape[1] > 1 else 0, scale_dtype=scale_name(scale))
+    return QTensor.from_codes(form, values.view(np.uint8), np.ascontiguousarray(scale))
+
+
+def scale_name(scale: np.ndarray) -> str:
+    """What formats call the type of a float scale.  Raises FormatError for another."""
+    found = next((name for name in FLOAT_SCALES if DTYPES[name] == scale.dtype), None)
+    if found is None:
+        raise FormatError(f"weight_scale: expected {', '.join(FLOAT_SCALES)}, got {scale.dtype}; {DAMAGED}")
+    return found

@@ -23,6 +23,7 @@ import numpy as np
 
 from lutra.errors import FormatError
 from lutra.files.methods.bitstream import WORD, unpack, unpack_whole
+from lutra.files.methods.floats import scale_name
 from lutra.files.methods.layout import DAMAGED, SCALES, Layout, Parts, matrix, option, refuse
 from lutra.formats import catalog
 from lutra.formats.format import AXES
@@ -124,7 +125,7 @@ def grouped(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, bits: int,
     if stored not in (0, size):  # a longer group is several shorter ones with the same scale
         repeat = size // stored
         scales, zeros = (np.repeat(part, repeat, axis=1)[:, : -(-k // stored)] for part in (scales, zeros))
-    dtype = "f32" if scales.dtype == np.float32 else "f16"
+    dtype = scale_name(scales)
     form = catalog.planes(bits, stored, offset="zeros", scale_dtype=dtype) if bits < 8 else None
     if form is None:
         return _bytes(codes, scales, zeros, stored, dtype, perm)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lutra.files.fields import neighbours
-from lutra.files.methods.floats import fp8_matrix, nvfp4
+from lutra.files.methods.floats import fp8, fp8_shape, nvfp4
 from lutra.files.methods.layout import Layout, Parts, matrix, option
 from lutra.formats.qtensor import QTensor
 
@@ -40,6 +40,6 @@ def _nvfp4_shape(parts: Parts) -> tuple[int, int]:
 LAYOUTS = {
     "NVFP4": Layout("modelopt-nvfp4", ("weight", "weight_scale", "weight_scale_2"), BESIDE, _nvfp4_shape, _read_nvfp4,
                     "re-coded to e2m1 (lossless)"),
-    "FP8": Layout("modelopt-fp8", ("weight", "weight_scale"), BESIDE, lambda parts: parts["weight"].shape,
-                  lambda parts: fp8_matrix(parts["weight"], parts["weight_scale"]), "multiplied out to f32"),
+    "FP8": Layout("modelopt-fp8", ("weight", "weight_scale"), BESIDE, fp8_shape,
+                  lambda parts: fp8(parts["weight"], parts["weight_scale"]), "as stored, with its scale"),
 }  # fmt: skip

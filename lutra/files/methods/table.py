@@ -6,7 +6,7 @@ from typing import Any
 
 from lutra.errors import FileError
 from lutra.files.door import shown
-from lutra.files.methods import awq, bitsandbytes, compressed_tensors, gptq, hqq, modelopt
+from lutra.files.methods import awq, bitsandbytes, compressed_tensors, fp8, gptq, hqq, modelopt
 from lutra.files.methods.layout import Chooser, Layout
 
 
@@ -23,6 +23,7 @@ METHODS: dict[str, Chooser] = {
     "auto-round": _auto_round,
     "compressed-tensors": compressed_tensors.layouts,
     "modelopt": modelopt.layouts,
+    "fp8": fp8.layouts,
     "bitsandbytes": bitsandbytes.layouts,
     "hqq": hqq.layouts,
     "bitnet": lambda config: (),
