@@ -23,8 +23,8 @@ import numpy as np
 from lutra.errors import FormatError
 from lutra.formats.format import Format
 from lutra.formats.qtensor import ARRAYS, BESIDE, QTensor
-from lutra.kernels.buffers import aligned
 from lutra.formats.vectors import VectorFormat
+from lutra.kernels.buffers import aligned
 
 ROWS = 16  # rows of a tile
 PAIR = 2 * ROWS
@@ -48,8 +48,8 @@ class TiledWeight:
     padded_k   k rounded up to whole chunks and groups; trit5: to whole steps of five, then chunks
     codes      uint8, see the table above
     scales     uint8 view of what QTensor has of this name; one byte where there is nothing (the others alike)
-    """
     books      of vector order, see tiles_vector.py
+    """
 
     order: str
     format: Format | VectorFormat | None
@@ -64,8 +64,8 @@ class TiledWeight:
     mins: np.ndarray
     super_scales: np.ndarray = dataclasses.field(default_factory=lambda: aligned(1, np.uint8))
     super_mins: np.ndarray = dataclasses.field(default_factory=lambda: aligned(1, np.uint8))
-
     books: np.ndarray = dataclasses.field(default_factory=lambda: aligned(1, np.uint8))
+
     @property
     def num_pairs(self) -> int:
         return self.padded_n // PAIR
