@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lutra.compiler.language import Operand, Value, bitcast, convert, f16, f32, i32, load, loop, maximum, u16
+from lutra.compiler.language import Operand, Value, bitcast, convert, f16, f32, i32, load, loop, maximum, prefetch, u16
+from lutra.formats import scales
 from lutra.formats.format import Format
 from lutra.kernels.tiles import CHUNK, PAIR
 from lutra.kernels.unpack import load_as
 
+LINE = 64  # bytes of a cache line
 # type of a stored scale -> type its bits are loaded as, where that is another
 LOADED_AS = {"e8m0": "u8", "e4m3": "u8"}
 
@@ -51,6 +53,20 @@ class Beside:
     def zero(self, row: Row, group: Operand) -> Value:
         """i32: the zeros of one group."""
         return convert(load(self.zeros, row.index(self.num_groups, group), row.lanes), i32)
+
+    def ask(self, pair: Value, group: Operand) -> None:
+        """Ask for what the group has beside its codes; it may lie beyond this pair's groups: then in the next pair."""
+        for name, size in self._sizes().items():
+            for line in range(0, size, LINE):
+                prefetch(getattr(self, name), (pair * self.num_groups + group) * size + line, level=2)
+
+    def _sizes(self) -> dict[str, int]:
+        """Bytes of each array that a pair has for one group; upper scales serve many groups and are not asked for."""
+        f = self.format
+        found = {"scales": scales.DTYPES[f.scale_dtype].itemsize * PAIR * f.terms}
+        if f.offset != "none":
+            found[f.offset] = (1 if f.offset == "zeros" else scales.DTYPES[f.scale_dtype].itemsize) * PAIR
+        return found
 
     def _times_upper(self, lower: Value, upper: Value, row: Row, group: Operand) -> Value:
         f = self.format

@@ -16,12 +16,10 @@ import numpy as np
 from lutra.compiler.language import Value, bitcast, concat, const, convert, f16, f32, i8, i16, i64, lookup, u8
 from lutra.formats.format import Format
 from lutra.formats.tables import FLOATS
-from lutra.kernels.unpack import has_one_field, quad_in_place, take_quad
+from lutra.kernels.unpack import has_one_field, quad_in_place, shift_in_place, take_quad
 
 F16_MANTISSA, F16_EXPONENT = 10, 5  # bits
 TABLE_SIZES = (16, 128)  # bytes that `lookup` takes
-
-Codes = tuple[Value, int]  # levels of a quad, plus bias and times 2**power, u8x64, and the power
 
 
 @dataclass(frozen=True)
@@ -42,15 +40,19 @@ class Levels:
 
     @property
     def powers(self) -> Sequence[int]:
-        """The powers of two that `take` gives."""
+        """Every power of two that `take` gives."""
         return range(0, 8, self.bits) if self.in_place else [0]
 
-    def take(self, words: list[Value], quad: int) -> Codes:
-        """The bytes of weights 4 * quad .. 4 * quad + 3 of a chunk."""
+    def power(self, quad: int) -> int:
+        """The power of two in what `take` gives for a quad."""
+        return shift_in_place(quad, self.bits) if self.in_place else 0
+
+    def take(self, words: list[Value], quad: int) -> Value:
+        """The bytes of weights 4 * quad .. 4 * quad + 3 of a chunk: levels plus bias, times 2**power, u8x64."""
         if self.in_place:
             return quad_in_place(words, quad, self.bits)
         codes = take_quad(words, quad, self.bits)
-        return (codes if self.table is None else lookup(self.table, codes)), 0
+        return codes if self.table is None else lookup(self.table, codes)
 
 
 def levels_of(format: Format, in_place: bool) -> Levels:

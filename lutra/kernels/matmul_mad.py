@@ -12,10 +12,11 @@ Bounds: a group's int32 sum holds while 127 * 255 * group < 2**31: K < 66,000 in
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from math import gcd
 
 import numpy as np
@@ -51,10 +52,11 @@ from lutra.kernels.activations import Activations
 from lutra.kernels.beside import Beside, Row, stored_chunk, terms_of
 from lutra.kernels.buffers import check_state
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
-from lutra.kernels.levels import Codes, levels_of
+from lutra.kernels.levels import Levels, levels_of
 from lutra.kernels.plan import Plan
 from lutra.kernels.tiles import CHUNK, ROWS, TiledWeight
 
+Act = Callable[[], None]  # traces something when it is called
 VECTOR = 4 * ROWS  # bytes: one packed word of 16 rows
 PADDED = 16  # rows of activations that buffers hold a multiple of
 QUADS = CHUNK // 4  # operands in a chunk, each meeting 4 activations
@@ -148,20 +150,50 @@ class W:
     format: Format
     beside: Beside
 
-    def words(self, tiles: range, chunk: Operand, ahead: Sequence[tuple[int, int]]) -> list[list[Value]]:
+    def words(self, tiles: range, chunk: Operand) -> list[list[Value]]:
         """Packed words [tile][word] of a chunk, read in the order they lie in memory: u32x16, one row a lane."""
-        start = (self.pair * (self.chunks * self.format.terms) + chunk) * (self.format.bits * 2 * VECTOR)
         words: list[list[Value]] = [[] for _ in tiles]
-        for word in range(self.format.bits):
-            for side, tile in enumerate(tiles):
-                at = start + (2 * word + tile) * VECTOR
-                for level, distance in ahead:
-                    prefetch(self.codes, at + distance, level)
-                words[side].append(bitcast(load(self.codes, at, VECTOR), u32))
+        for at, side in self._lines(tiles, chunk):
+            words[side].append(bitcast(load(self.codes, at, VECTOR), u32))
         return words
+
+    def asks(self, tiles: range, chunk: Operand, ahead: Sequence[tuple[int, int]]) -> list[Act]:
+        """What asks for the lines that lie ahead of a chunk's, one call a line."""
+        lines = [at for at, _ in self._lines(tiles, chunk)]
+        return [partial(prefetch, self.codes, at + distance, level) for at in lines for level, distance in ahead]
+
+    def _lines(self, tiles: range, chunk: Operand) -> list[tuple[Value, int]]:
+        """Where the vectors of a chunk start, and whose of `tiles` they are."""
+        start = (self.pair * (self.chunks * self.format.terms) + chunk) * (self.format.bits * 2 * VECTOR)
+        places = [(word, side, tile) for word in range(self.format.bits) for side, tile in enumerate(tiles)]
+        return [(start + (2 * word + tile) * VECTOR, side) for word, side, tile in places]
+
+    @property
+    def group_bytes(self) -> int:
+        """Bytes of codes of a group, of both tiles; as if endless where a row is one group."""
+        f = self.format
+        return f.group_size * f.bits * f.terms * 2 * ROWS // 8 or sys.maxsize
 
     def rows(self, tile: int) -> Row:
         return Row(self.pair, tile * ROWS, ROWS)
+
+
+class Chunk:
+    """Some quads of a chunk of 32 weights, and the activations they meet; codes are taken when first asked for.
+
+    words   of each row tile
+    start   of the chunk, in weights along K
+    """
+
+    def __init__(self, words: list[list[Value]], x: X, start: Value, quads: range, levels: Levels):
+        self.x, self.start, self.quads, self.levels = x, start, quads, levels
+        self.codes = cache(lambda side, quad: levels.take(words[side], quad))
+
+    def activations(self, m: int, quad: int) -> Value:
+        return self.x.quad(m, self.start + 4 * quad)
+
+    def quads_of(self, power: int) -> list[int]:
+        return [quad for quad in self.quads if self.levels.power(quad) == power]
 
 
 class Sums:
@@ -181,13 +213,23 @@ class Sums:
             for start in starts
         ]
 
-    def add(self, m: int, side: int, codes: list[Codes], fours: list[Value], bound: int) -> None:
-        """Add the dot products of codes and activations, quad by quad, dealt to the partials in turn."""
-        for power, parts in self.parts[m][side].items():
-            ours = [(code, four) for (code, found), four in zip(codes, fours, strict=True) if found == power]
-            for i, part in enumerate(parts):
-                if dealt := ours[i :: len(parts)]:
-                    part.set(dot4_sum(part, dealt, bound=bound << power))
+    def dots(self, m: int, chunk: Chunk) -> list[Act]:
+        """What adds the dot products of one row of activations and a chunk: a call for each partial of both tiles.
+
+        The quads of a power are dealt to its partials in turn.
+        """
+        shares = [
+            (power, i, chunk.quads_of(power)[i :: len(parts)])
+            for power, parts in self.parts[m][0].items()
+            for i in range(len(parts))
+        ]
+        return [partial(self._add, m, chunk, power, i, quads) for power, i, quads in shares if quads]
+
+    def _add(self, m: int, chunk: Chunk, power: int, i: int, quads: list[int]) -> None:
+        fours = [chunk.activations(m, quad) for quad in quads]
+        for side, tile in enumerate(self.parts[m]):
+            pairs = [(chunk.codes(side, quad), four) for quad, four in zip(quads, fours, strict=True)]
+            tile[power][i].set(dot4_sum(tile[power][i], pairs, bound=chunk.levels.bound << power))
 
     def total(self, m: int, side: int) -> Value:
         """The sum of all partials; the bits that a shift loses are 0."""
@@ -208,14 +250,18 @@ def multiply(w: W, x: X, tiles: range, plan: Plan) -> list[list[Value]]:
     outs = [[var(const(0.0, f32, ROWS)) for _ in tiles] for _ in x.xq_rows]
     levels = levels_of(w.format, plan.in_place)
     for group, spans in groups(w.chunks, w.format.group_size, plan.unroll):
+        if plan.second_bytes:
+            w.beside.ask(w.pair, group + max(1, plan.second_bytes // w.group_bytes))
         for term in terms_of(w.format):
             starts = [splat(x.sum(m, group) * -levels.bias, ROWS) for m in range(len(outs))]
             sums = Sums(starts, len(tiles), levels.powers, plan.accumulators)
             for chunk, quads in spans():
-                ahead = plan.ahead if quads.start == 0 else []
-                words = w.words(tiles, stored_chunk(w.format, w.chunks, chunk, group, term), ahead)
-                codes = [[levels.take(both, quad) for quad in quads] for both in words]
-                add_chunk(sums, x, codes, levels.bound, chunk, quads)
+                stored = stored_chunk(w.format, w.chunks, chunk, group, term)
+                asks = w.asks(tiles, stored, plan.ahead if quads.start == 0 else [])
+                taken = Chunk(w.words(tiles, stored), x, chunk * CHUNK, quads, levels)
+                acts = [act for m in range(len(outs)) for act in sums.dots(m, taken)]
+                for act in interleaved(acts, asks):
+                    act()
             for side, tile in enumerate(tiles):
                 scale_term(outs, sums, w, x, side, tile, group, term)
         if w.format.offset == "mins":
@@ -266,12 +312,14 @@ def group_spans(first: Value, per_group: int, unroll: int) -> Spans:
             yield first + (chunk + i), range(QUADS)
 
 
-def add_chunk(sums: Sums, x: X, codes: list[list[Codes]], bound: int, chunk: Value, quads: range) -> None:
-    """One dot4 for each quad, row of activations and row tile."""
-    for m in range(len(x.xq_rows)):
-        fours = [x.quad(m, chunk * CHUNK + 4 * quad) for quad in quads]
-        for side, ours in enumerate(codes):
-            sums.add(m, side, ours, fours, bound)
+def interleaved(acts: list[Act], asks: list[Act]) -> Iterator[Act]:
+    """All acts, and evenly between them the asks.
+
+    A core waits for few lines at once.  Asked for in a burst they hold its own loads up: 1 bit decodes a fifth slower.
+    """
+    for i, act in enumerate(acts):
+        yield act
+        yield from asks[i * len(asks) // len(acts) : (i + 1) * len(asks) // len(acts)]
 
 
 def scale_term(outs: list, sums: Sums, w: W, x: X, side: int, tile: int, group: Operand, term: Operand) -> None:

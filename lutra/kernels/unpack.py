@@ -31,19 +31,25 @@ def has_one_field(bits: int) -> bool:
     return len(packing.FIELDS[bits]) == 1
 
 
-def quad_in_place(words: Sequence[Value], quad: int, bits: int) -> tuple[Value, int]:
-    """Codes of a quad, masked where they stand in their word: no shift.  Arguments as of take_quad.
+def shift_in_place(quad: int, bits: int) -> int:
+    """Bits below a quad's codes where they stand in their word."""
+    return _place(quad, bits)[1]
 
-    returns  codes * 2**power, at most 255, and power
+
+def quad_in_place(words: Sequence[Value], quad: int, bits: int) -> Value:
+    """Codes of a quad times 2**shift_in_place, at most 255: masked where they stand in their word, not shifted.
+
+    Arguments as of take_quad.
     """
-    (index, shift) = next(
-        (index, int(shift))
-        for index, word in enumerate(packing.layout(bits))
-        for step, shift in word.lanes()
-        if step == quad
-    )
+    index, shift = _place(quad, bits)
     moved = bitcast(words[index], u8)
-    return (moved & (2**bits - 1) << shift if bits < 8 else moved), shift
+    return moved & (2**bits - 1) << shift if bits < 8 else moved
+
+
+def _place(quad: int, bits: int) -> tuple[int, int]:
+    """The word that holds a quad's codes, and how many bits are below them."""
+    places = [(index, word.lanes()) for index, word in enumerate(packing.layout(bits))]
+    return next((index, int(shift)) for index, lanes in places for step, shift in lanes if step == quad)
 
 
 def _field(word: Value, right: int, mask: int) -> Value:

@@ -21,7 +21,7 @@ def take(words: Pointer[u8], found: Pointer[u8], count: i64, task: i64, *, forma
     levels = levels_of(format, False)
     vectors = [bitcast(load(words, word * 4 * LANES, 4 * LANES), u32) for word in range(format.bits)]
     for quad in range(8):
-        store(found, task * 512 + quad * 4 * LANES, levels.take(vectors, quad)[0])
+        store(found, task * 512 + quad * 4 * LANES, levels.take(vectors, quad))
 
 
 @pytest.mark.parametrize("isa", ISAS)
