@@ -14,7 +14,7 @@ from lutra.compiler.types import Pointer, Type
 
 
 class Value:
-    """The result of an operation, or a parameter.  Arithmetic on it is recorded (see language.py)."""
+    """The result of an operation, or a parameter.  Arithmetic on it is recorded (see values.py)."""
 
     __slots__ = ("name", "type")
 

@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from lutra.compiler.builder import CURRENT, Builder
 from lutra.compiler.ir import Function, Value
-from lutra.compiler.language import CURRENT, Builder, Traced
 from lutra.compiler.types import DType, Pointer, Type, i64
+from lutra.compiler.values import Traced
 from lutra.errors import KernelError
 
 Signature = dict[str, "Type | Pointer"]
@@ -37,7 +38,7 @@ def trace(function: Callable[..., None], static: dict[str, Any]) -> Function:
     """
     params: list[Value] = [Traced(name, kind) for name, kind in signature(function).items()]
     task = Traced("task", Type(i64))
-    builder = Builder(inspect.getsourcefile(function) or "<kernel>")
+    builder = Builder(inspect.getsourcefile(function) or "<kernel>", Traced)
     token = CURRENT.set(builder)
     try:
         function(*params, task, **static)
