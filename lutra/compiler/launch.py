@@ -56,7 +56,7 @@ _FUTEX_NUMBER = {"x86_64": 202, "aarch64": 98, "riscv64": 98}
 
 @cache
 def _runtime() -> dict[str, int]:
-    """Addresses of the functions above, compiled once a process."""
+    """Addresses of the functions in runtime.py, compiled once a process."""
     return jit.link_text(runtime.text(architecture()), ("lutra_run", "lutra_worker", "lutra_stop"))
 
 
@@ -88,7 +88,7 @@ class Workers:
         if sys.platform == "linux" and number:
             fields[runtime.FUTEX], fields[runtime.SYSCALL] = number, _address(ctypes.CDLL(None).syscall)
         self._address = int(self._control.ctypes.data)
-        self._programs: set[Program] = set()  # a thread that wakes late may still look at any of them
+        self._lines: dict[int, np.ndarray] = {}  # of programs: a thread that wakes late may still look at any of them
         self._turn = threading.Lock()  # two runs at once would share an epoch
         self._helpers = [
             threading.Thread(target=_work, args=(self._control, i), daemon=True, name=f"lutra-{i}")
@@ -109,7 +109,7 @@ class Workers:
     def run(self, program: Program, num_rows: int) -> None:
         """Run every launch of `program`, in order, for `num_rows` rows; Python threads take turns."""
         with self._turn:
-            self._programs.add(program)
+            self._lines[program.address] = program.lines
             self._run(self._address, program.address, num_rows)
 
 
@@ -142,9 +142,9 @@ class Program:
 
     def __init__(self, steps: Sequence[Step]):
         self.steps = list(steps)
-        self._lines = _lines(1 + runtime.LINES * len(self.steps))
-        self._lines[0] = len(self.steps)
-        records = self._lines[_LINE:].reshape(len(self.steps), runtime.LINES * _LINE)
+        self.lines = _lines(1 + runtime.LINES * len(self.steps))
+        self.lines[0] = len(self.steps)
+        records = self.lines[_LINE:].reshape(len(self.steps), runtime.LINES * _LINE)
         for record, step in zip(records, self.steps, strict=True):
             launch, stream = step.launch, step.stream
             record[:4] = launch.function_address, launch.slots_address, step.tasks, step.rows
@@ -152,7 +152,7 @@ class Program:
                 record[5:7] = stream.ctypes.data, stream.nbytes
         for record, target in zip(records, next_streams(self.steps), strict=True):
             record[7] = 0 if target is None else records[target].ctypes.data
-        self.address = int(self._lines.ctypes.data)
+        self.address = int(self.lines.ctypes.data)
 
     def run(self, workers: Workers, num_rows: int) -> None:
         """Run all launches for `num_rows` rows; LUTRA_DEBUG=interpret and =time run them one by one."""

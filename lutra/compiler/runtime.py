@@ -12,6 +12,9 @@ wait    a thread with nothing to do asks for the cache lines its share of the ne
 All words that threads write carry the number of the run (the epoch) in their upper half: a thread that wakes up in a
 later run finds nothing to claim.  Runs are counted for the whole process, because programs may change hands: a late
 thread of other workers, which cut a launch into other shares, must not take the run for its own.
+
+Kernels run with the CPU's usual float state, whatever the program around lutra has set: round to nearest, subnormals
+kept, no traps.  The caller of a run gets its own state back.
 """
 
 from __future__ import annotations
@@ -36,6 +39,14 @@ define internal i64 @lutra_share(i64 %tasks, i64 %threads) alwaysinline {
   %most = lshr i64 %three, 2
   %share = udiv i64 %most, %threads
   ret i64 %share
+}
+
+; where launch i of a program is
+define internal ptr @lutra_record(ptr %program, i64 %i) alwaysinline {
+  %before = mul i64 %i, 24
+  %offset = add i64 %before, 8
+  %record = getelementptr i64, ptr %program, i64 %offset
+  ret ptr %record
 }
 
 define void @lutra_participate(ptr %control, i64 %epoch, ptr %program, i64 %index) #0 {
@@ -63,9 +74,7 @@ launch:
   %more = icmp slt i64 %i, %launches
   br i1 %more, label %prepare, label %out
 prepare:
-  %i24 = mul i64 %i, 24
-  %offset = add i64 %i24, 8
-  %record = getelementptr i64, ptr %program, i64 %offset
+  %record = call ptr @lutra_record(ptr %program, i64 %i)
   %args.at = getelementptr i64, ptr %record, i64 1
   %total.at = getelementptr i64, ptr %record, i64 4
   %target.at = getelementptr i64, ptr %record, i64 7
@@ -252,9 +261,7 @@ reset:
   %more = icmp slt i64 %i, %launches
   br i1 %more, label %size, label %start
 size:
-  %i24 = mul i64 %i, 24
-  %offset = add i64 %i24, 8
-  %record = getelementptr i64, ptr %program, i64 %offset
+  %record = call ptr @lutra_record(ptr %program, i64 %i)
   %tasks.at = getelementptr i64, ptr %record, i64 2
   %rows.at = getelementptr i64, ptr %record, i64 3
   %total.at = getelementptr i64, ptr %record, i64 4
@@ -292,7 +299,9 @@ wake:
   call void @lutra_wake(ptr %control)
   br label %work
 work:
+  %floats = call i64 @lutra_floats(i64 USUAL_FLOATS)
   call void @lutra_participate(ptr %control, i64 %epoch, ptr %program, i64 0)
+  %usual = call i64 @lutra_floats(i64 %floats)
   ret void
 }
 
@@ -331,6 +340,7 @@ entry:
   %yield = load ptr, ptr %yield.at, align 8
   %number.at = getelementptr i64, ptr %control, i64 72
   %number = load i64, ptr %number.at, align 8
+  %floats = call i64 @lutra_floats(i64 USUAL_FLOATS)
   br label %idle
 idle:
   %last = phi i32 [ 0, %entry ], [ %now, %work ], [ %last.w, %napped ]
@@ -387,9 +397,43 @@ declare i64 @llvm.cttz.i64(i64, i1)
 _PAUSE = {"x86_64": ("llvm.x86.sse2.pause", "", ""), "aarch64": ("llvm.aarch64.isb", "i32", "15")}
 
 
+# lutra_floats(state) sets the float state of the thread that calls it and returns the one before; and the usual state.
+# x86: MXCSR with all six traps masked; ARM: FPCR.
+_FLOATS = {
+    "x86_64": (0x1F80, """
+declare void @llvm.x86.sse.stmxcsr(ptr)
+declare void @llvm.x86.sse.ldmxcsr(ptr)
+define i64 @lutra_floats(i64 %state) #0 {
+  %word = alloca i32, align 4
+  call void @llvm.x86.sse.stmxcsr(ptr %word)
+  %old = load i32, ptr %word, align 4
+  %new = trunc i64 %state to i32
+  store i32 %new, ptr %word, align 4
+  call void @llvm.x86.sse.ldmxcsr(ptr %word)
+  %before = zext i32 %old to i64
+  ret i64 %before
+}
+"""),
+    "aarch64": (0, """
+declare i64 @llvm.aarch64.get.fpcr()
+declare void @llvm.aarch64.set.fpcr(i64)
+define i64 @lutra_floats(i64 %state) #0 {
+  %before = call i64 @llvm.aarch64.get.fpcr()
+  call void @llvm.aarch64.set.fpcr(i64 %state)
+  ret i64 %before
+}
+"""),
+}  # fmt: skip
+_NO_FLOATS = (0, "define i64 @lutra_floats(i64 %state) #0 {\n  ret i64 %state\n}\n")
+
+
 def text(machine: str) -> str:
     """The LLVM text of the functions above for an architecture."""
-    body = _TEXT.replace("AHEAD_BYTES", str(AHEAD_BYTES)).replace("PATIENCE", str(PATIENCE))
+    usual, floats = _FLOATS.get(machine, _NO_FLOATS)
+    numbers = {"AHEAD_BYTES": AHEAD_BYTES, "PATIENCE": PATIENCE, "USUAL_FLOATS": usual}
+    body = _TEXT + floats
+    for word, number in numbers.items():
+        body = body.replace(word, str(number))
     if machine not in _PAUSE:
         return body.replace("PAUSE", "fence seq_cst")
     intrinsic, kind, argument = _PAUSE[machine]

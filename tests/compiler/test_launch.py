@@ -1,16 +1,20 @@
 """Programs on threads: every task exactly once, launches strictly one after the other, any number of threads."""
 
+import ctypes
 import gc
 import statistics
 import threading
 import time
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from lutra.compiler import jit, runtime
+from lutra.compiler.host import architecture
 from lutra.compiler.kernel import kernel
-from lutra.compiler.language import Pointer, const, i64, load, loop, store, var
+from lutra.compiler.language import Pointer, const, f32, i64, load, loop, store, var
 from lutra.compiler.launch import Program, Step, Workers, next_streams
 from lutra.errors import CapacityError
 
@@ -160,3 +164,47 @@ def test_helpers_leave_when_the_workers_are_dropped():
 def test_absurd_thread_counts(threads):
     with pytest.raises(CapacityError, match=f"expected 1 to 1024 threads, got {threads}"):
         Workers(threads)
+
+
+def test_a_program_that_is_dropped_leaves_its_buffers():
+    """Workers keep what a late thread may read, not the weights that the program was bound to."""
+    steps, buffers = _chain(4, 60, 0)
+    workers, program = Workers(3), Program(steps)
+    program.run(workers, 1)
+    gone = [weakref.ref(program), *map(weakref.ref, buffers)]
+    del steps, buffers, program
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 3
+    workers.close()
+
+
+@kernel
+def shrink(x: Pointer[f32], y: Pointer[f32], task: i64, *, count):
+    """y[task] = x[task] / 4, again and again: a task of about 10 * count cycles."""
+    for _ in loop(0, count):
+        store(y, task, load(x, task) * 0.25)
+
+
+# what a program sets to have subnormals read and written as 0: DAZ and FTZ of MXCSR; FZ of FPCR
+FLUSH = {"x86_64": 0x1F80 | 1 << 6 | 1 << 15, "aarch64": 1 << 24}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_host_that_flushes_subnormals_changes_no_bits(threads):
+    """Threads inherit the state of the one that starts them; whoever runs a program gets back what it had set."""
+    if architecture() not in FLUSH:
+        pytest.skip(f"needs a CPU of {', '.join(FLUSH)}")
+    functions = jit.link_text(runtime.text(architecture()).replace("@lutra_", "@test_"), ("test_floats",))
+    set_floats = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(functions["test_floats"])
+    tiny = np.float32(2.0**-125)
+    x, y = np.full(300, tiny), np.zeros(300, np.float32)
+    program = Program([Step(shrink.bind({"x": x, "y": y}, count=4000), 300, 0)])
+    before = set_floats(FLUSH[architecture()])
+    try:
+        workers = Workers(threads)
+        program.run(workers, 1)
+        flushed = np.multiply(x, np.float32(0.25))
+    finally:
+        set_floats(before)
+    workers.close()
+    assert (flushed == 0).all() and (y == np.float32(2.0**-127)).all()
