@@ -31,7 +31,6 @@ from lutra.compiler.language import (
     Var,
     bitcast,
     const,
-    convert,
     dot4,
     f32,
     i8,
@@ -51,17 +50,15 @@ from lutra.compiler.language import (
 from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats import trits
-from lutra.formats.format import Format
 from lutra.kernels import activations, trit_places, trit_tables
 from lutra.kernels.activations import Activations
 from lutra.kernels.buffers import aligned, check_state
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
-from lutra.kernels.matmul_trit_rows import code_fields, matmul_trit_rows
+from lutra.kernels.matmul_trit_rows import code_fields, matmul_trit_rows, scaled
 from lutra.kernels.plan import Plan, plan_for
 from lutra.kernels.tiles import PAIR, ROWS, TiledWeight
 from lutra.kernels.tiles_trit import ENTRIES, HIGH, LARGEST, PARTS, STEPS, TILE, VECTOR, VECTORS
 from lutra.kernels.trit_tables import half_table
-from lutra.kernels.unpack import load_as
 
 SUMS = VECTOR // ROWS  # int32 vectors that hold the sums of a vector of rows
 # Where a lookup in 128 entries is an instruction or a few.  On x86 without AVX-512 it is 23, and one row of activations
@@ -109,11 +106,8 @@ def matmul_trit(
     for side in range(len(sums) // 2):
         pair = first * (TILE // PAIR) + side
         with when(pair < pairs):
-            x_scale = splat(load(xs, row), ROWS)
-            outs = []
-            for part in range(2):
-                scale = floats(scales, pair * PAIR + part * ROWS, format) * x_scale
-                outs.append(0.0 + convert(sums[2 * side + part].get(), f32) * scale)
+            both = [total.get() for total in sums[2 * side : 2 * side + 2]]
+            outs = scaled(both, scales, pair, splat(load(xs, row), ROWS), format)
             finish_pair(outs, y, row * y_stride + y_column, pair, epilogue, bias if has_bias else None)
 
 
@@ -160,11 +154,6 @@ def add_steps(acc: Sums, source: Source, first: Value, count: int) -> None:
             counts = HIGH if half else 1
             picked = bitcast(const(counts << 8 * part, i32, ROWS), u8)
             sums.set(dot4(sums, picked, total, bound=counts, signed_bound=count * LARGEST))
-
-
-def floats(pointer: Value, index: Value, format: Format) -> Value:
-    """16 stored scales."""
-    return convert(load_as(pointer, index, format.scale_dtype, ROWS), f32)
 
 
 def looks_up(tile_m: int, isa: str | None = None) -> bool:

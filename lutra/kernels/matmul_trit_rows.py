@@ -53,6 +53,7 @@ from lutra.compiler.language import (
     when,
 )
 from lutra.formats import trits
+from lutra.formats.format import Format
 from lutra.formats.trits import NEGATIVE, TRITS
 from lutra.kernels.epilogue import finish_pair
 from lutra.kernels.plan import Plan
@@ -112,12 +113,17 @@ def matmul_trit_rows(
         for side in range(PAIRS):
             pair = vector * PAIRS + side
             with when(pair < pairs):
-                outs = []
-                for part in range(2):
-                    at = pair * PAIR + part * ROWS
-                    scale = convert(load_as(scales, at, format.scale_dtype, ROWS), f32)
-                    outs.append(0.0 + convert(tiles[2 * side + part], f32) * (scale * x_scale))
+                outs = scaled(tiles[2 * side : 2 * side + 2], scales, pair, x_scale, format)
                 finish_pair(outs, y, row * y_stride + y_column, pair, epilogue, bias if has_bias else None)
+
+
+def scaled(sums: list[Value], scales: Value, pair: Value, x_scale: Value, format: Format) -> list[Value]:
+    """The outputs of 32 weight rows, two f32x16, of their sums i32x16."""
+    outs = []
+    for part, total in enumerate(sums):
+        scale = convert(load_as(scales, pair * PAIR + part * ROWS, format.scale_dtype, ROWS), f32)
+        outs.append(0.0 + convert(total, f32) * (scale * x_scale))
+    return outs
 
 
 @dataclass(frozen=True)

@@ -35,22 +35,28 @@ def trit_places(xq: Pointer[i8], places: Pointer[i8], xq_stride: i64, places_str
         store(places, task * places_stride + group * GROUP_COLUMNS, sorted_)
 
 
-def bind(x: Activations, state: np.ndarray, *, isa: str | None = None) -> Step:
-    """Fill x.places from x.xq, for state[0] rows.  Raises KernelError when x was allocated without them."""
+def buffers(x: Activations) -> tuple[np.ndarray, np.ndarray]:
+    """Places and parts of tables that x was allocated with.  Raises KernelError where there are none, or too few."""
     if x.places is None or x.trits is None:
         raise KernelError(
-            "expected activations sorted by place, got none; "
+            "expected activations with places and tables of five, got none; "
             "allocate them with activations.allocate(rows, k, format, with_trits=True)"
         )
     wanted = place_columns(x.trits.shape[1])
-    if min(x.xq.shape[1], x.places.shape[1]) < wanted or len(x.xq) > len(x.places):
+    if min(x.xq.shape[1], x.places.shape[1]) < wanted or len(x.xq) > min(len(x.places), len(x.trits)):
         raise KernelError(
-            f"expected at least {wanted} columns of codes and of places for {len(x.xq)} rows, got "
-            f"{x.xq.shape} and {x.places.shape}; allocate both with activations.allocate"
+            f"expected at least {wanted} columns of codes and of places, and tables, for {len(x.xq)} rows, got "
+            f"{x.xq.shape}, {x.places.shape}, {x.trits.shape}; allocate them with activations.allocate"
         )
+    return x.places, x.trits
+
+
+def bind(x: Activations, state: np.ndarray, *, isa: str | None = None) -> Step:
+    """Fill x.places from x.xq, for state[0] rows.  Raises KernelError when x was allocated without them."""
+    places, parts = buffers(x)
     check_state(state)
     args = {
-        "xq": x.xq, "places": x.places, "xq_stride": x.xq.shape[1], "places_stride": x.places.shape[1],
-        "groups": -(-x.trits.shape[1] // GROUP),
+        "xq": x.xq, "places": places, "xq_stride": x.xq.shape[1], "places_stride": places.shape[1],
+        "groups": -(-parts.shape[1] // GROUP),
     }  # fmt: skip
     return Step(trit_places.bind(args, isa), 1, 1)

@@ -37,11 +37,11 @@ from lutra.compiler.language import (
     u8,
 )
 from lutra.compiler.launch import Step
-from lutra.errors import KernelError
 from lutra.formats import trits
 from lutra.kernels.activations import Activations
 from lutra.kernels.buffers import check_state
 from lutra.kernels.tiles_trit import ENTRIES, HIGH, PARTS
+from lutra.kernels.trit_places import buffers
 
 TABLES = 64  # of a task
 LANES = 16  # int32 sums of a vector
@@ -126,17 +126,8 @@ def part_places(magnitude: int, half: int) -> tuple[int, int]:
 
 def bind(x: Activations, state: np.ndarray, *, isa: str | None = None) -> Step:
     """Fill x.trits from x.xq, for state[0] rows.  Raises KernelError when x was allocated without them."""
-    if x.trits is None:
-        raise KernelError(
-            "expected activations with tables of five, got none; "
-            "allocate them with activations.allocate(rows, k, format, with_trits=True)"
-        )
-    steps = x.trits.shape[1]
-    if x.xq.shape[1] < steps * trits.TRITS or len(x.xq) > len(x.trits):
-        raise KernelError(
-            f"expected at least {steps * trits.TRITS} columns of codes and tables for {len(x.xq)} rows, got "
-            f"{x.xq.shape} and {x.trits.shape}; allocate both with activations.allocate"
-        )
+    parts = buffers(x)[1]
     check_state(state)
-    args = {"xq": x.xq, "parts": x.trits, "state": state, "xq_stride": x.xq.shape[1], "steps": steps}
+    steps = parts.shape[1]
+    args = {"xq": x.xq, "parts": parts, "state": state, "xq_stride": x.xq.shape[1], "steps": steps}
     return Step(trit_tables.bind(args, isa), -(-steps // TABLES), 1)

@@ -240,9 +240,9 @@ def test_what_does_not_fit_is_refused():
             bind(x=allocate(ROWS, 64, TERNARY))
         with pytest.raises(KernelError, match="got trits .48, 14, 64."):
             bind(x=allocate(ROWS, 66, TERNARY, with_trits=True))
-    with pytest.raises(KernelError, match="expected activations sorted by place, got none"):
+    with pytest.raises(KernelError, match="expected activations with places and tables of five, got none"):
         trit_places.bind(allocate(ROWS, 64, TERNARY), state(1))
-    with pytest.raises(KernelError, match="expected activations with tables of five, got none"):
+    with pytest.raises(KernelError, match="expected activations with places and tables of five, got none"):
         trit_tables.bind(allocate(ROWS, 64, TERNARY), state(1))
     with pytest.raises(KernelError, match="expected an epilogue"):
         bind(epilogue="gelu")
