@@ -27,6 +27,7 @@ import tables
 from lutra.formats import catalog
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
+from lutra.formats.vectors import VectorFormat
 from lutra.quantize import adadim, awq, codec, hadamard, kmeans, lorc, mixed, nested, ptqtp, ternary, vptq
 from lutra.quantize.bcq import bcq
 from lutra.quantize.bitmod import bitmod
@@ -336,12 +337,12 @@ def of_parent(bits: int) -> Other:
     return made
 
 
-def vectors(uses_inputs: bool) -> Other:
-    """Four weights by 6 bits."""
+def vectors(format: VectorFormat, uses_inputs: bool) -> Other:
+    """Bits without the book, which is 1 KiB per 4 weights of a vector and matters in a model this small only."""
 
     def made(ground: Ground, name: str, w: np.ndarray) -> tuple[np.ndarray, float]:
-        found = vptq.vptq(w, ground.hessians[name] if uses_inputs else None, length=4, centroids=64)
-        return found.dequantize(), found.bits_per_weight()
+        found = vptq.vptq(w, format, ground.hessians[name] if uses_inputs else None)
+        return found.dequantize(), 8 * (found.nbytes - found.books.nbytes) / w.size
 
     return made
 
@@ -363,8 +364,8 @@ OTHERS: tuple[tuple[str, Other], ...] = (
     ("RTN3 + clip, LoRC rank 2", corrected),
     ("RTN3 + clip, AdaDim", either_way),
     ("RTN2/3 + clip, SFMP 2.5", two_widths),
-    ("VPTQ 4 x 6 bits, data-free", vectors(False)),
-    ("VPTQ 4 x 6 bits, with feedback", vectors(True)),
+    *((f"VPTQ, {form.name}, {'with feedback' if heard else 'data-free'}", vectors(form, heard))
+      for form in (VectorFormat(8), VectorFormat(8, 2), VectorFormat(4)) for heard in (False, True)),
 )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,8 +20,9 @@ import numpy as np
 from lutra.errors import FileError, FormatError
 from lutra.files.door import parse_object, refusal, shown
 from lutra.files.safetensors_header import Entry, read_header
-from lutra.formats.catalog import from_axes
+from lutra.formats import catalog, vectors
 from lutra.formats.format import Format
+from lutra.formats.vectors import VectorFormat
 
 LINE_BYTES = 64
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -62,17 +63,25 @@ def read_head(
     return entries, header
 
 
-def read_formats(path: Path, table: Mapping[str, object], again: str) -> dict[str, Format]:
+def state_formats(formats: Iterable[Format | VectorFormat]) -> dict[str, dict[str, object]]:
+    """What a header says of formats: each by its axes, which `read_formats` makes it of again."""
+    named = {form.name: form for form in formats}
+    axes = ((name, named[name]) for name in sorted(named))
+    return {name: vectors.axes_of(f) if isinstance(f, VectorFormat) else catalog.axes_of(f) for name, f in axes}
+
+
+def read_formats(path: Path, table: Mapping[str, object], again: str) -> dict[str, Format | VectorFormat]:
     """The formats that a header states, each made of its axes.
 
     raises   FileError   axes that make no format, or one of another name
     """
-    found = {}
+    found: dict[str, Format | VectorFormat] = {}
     for name, axes in table.items():
         if not isinstance(axes, dict):
             raise refusal(path, f"format {shown(name)}", "an object of axes", shown(axes), again)
+        format: Format | VectorFormat
         try:
-            format = from_axes(axes)
+            format = vectors.from_axes(axes) if vectors.LENGTH in axes else catalog.from_axes(axes)
         except FormatError as error:
             raise FileError(f"{path}: formats: {error}") from None
         if format.name != name:

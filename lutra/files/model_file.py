@@ -11,6 +11,9 @@ import numpy as np
 
 from lutra.formats.qtensor import QTensor
 from lutra.formats.sidecars import Adapted
+from lutra.formats.vectors import VectorWeight
+
+Tensor = np.ndarray | QTensor | Adapted | VectorWeight
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,11 @@ class LazyTensor:
     stored_type: str
     shape: tuple[int, ...]
     recoded: str
-    load: Callable[[], np.ndarray | QTensor | Adapted] = field(repr=False, compare=False)
+    load: Callable[[], Tensor] = field(repr=False, compare=False)
 
-    def read(self) -> np.ndarray | QTensor | Adapted:
+    def read(self) -> Tensor:
         """Return the values: a mapped, read-only array for dense types, a QTensor for quantised ones, Adapted with
-        side-cars.
+        side-cars, a VectorWeight for vectors.
 
         raises   FileError    the stored values have no meaning (a scale that is not finite, an unused code)
         """

@@ -10,6 +10,8 @@ The file is a safetensors file, so any library opens it.  Beside `lutra quantize
     tensors
         layers.0.q.packed, .scales, ...   arrays of a quantised weight, as QTensor names them; its side-cars:
                                           .perm, .input_scale, .low_rank_u, .low_rank_v
+        layers.0.q.indices, .books,       arrays of a weight of vectors, as VectorWeight names them
+        .scales
         layers.0.attn_norm, embed, ...    dense tensors by lutra's names (names.py), F32, F16 or BF16
         tokenizer.json | vocabulary.json  bytes, U8
 
@@ -28,14 +30,15 @@ from typing import Any
 import numpy as np
 
 from lutra.errors import FileError, FormatError
-from lutra.files.container import DTYPES, NAMES, head, read_formats, read_head, same, whole_file
+from lutra.files.container import DTYPES, NAMES, head, read_formats, read_head, same, state_formats, whole_file
 from lutra.files.door import map_file, refusal, shown
-from lutra.files.model_file import LazyTensor, ModelFile
+from lutra.files.model_file import LazyTensor, ModelFile, Tensor
 from lutra.files.safetensors_header import ITEM_BYTES, Entry, read_header
-from lutra.formats.catalog import axes_of
+from lutra.formats import vectors
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
 from lutra.formats.sidecars import Adapted
+from lutra.formats.vectors import VectorFormat, VectorWeight
 
 KIND = "quantised"
 VERSION = 1
@@ -46,7 +49,6 @@ PARTS = tuple(field.name for field in fields(QTensor) if field.name not in ("for
 SIDECARS = ("perm", "input_scale", "low_rank_u", "low_rank_v")
 _COPY_BYTES = 1 << 24
 
-Tensor = np.ndarray | QTensor | Adapted
 Progress = Callable[[str, int, int], None]  # progress(label, done, total), in MB
 
 
@@ -114,9 +116,11 @@ def open(path: str | Path) -> ModelFile:
     left = dict(entries)
     for name, stated in _table(path, header, "weights").items():
         format, shape = _statement(path, name, stated, formats)
-        arrays = {part: left.pop(f"{name}.{part}") for part in (*PARTS, *SIDECARS) if f"{name}.{part}" in left}
-        if "packed" not in arrays or "scales" not in arrays:
-            raise refusal(path, f"weight {shown(name)}", "its packed codes and scales", "neither or one", AGAIN)
+        known, needed = _arrays_of(format)
+        arrays = {part: left.pop(f"{name}.{part}") for part in known if f"{name}.{part}" in left}
+        if not needed <= set(arrays):
+            wanted, got = (" and ".join(sorted(names)) or "none" for names in (needed, arrays))
+            raise refusal(path, f"weight {shown(name)}", f"its {wanted}", got, AGAIN)
         views = {part: _view(path, data, f"{name}.{part}", entry) for part, entry in arrays.items()}
         load = partial(_weight, path, name, format, shape, views)
         tensors[name] = LazyTensor(name, name, format.name, shape, "as stored", load)
@@ -145,7 +149,15 @@ def _table(path: Path, header: dict[str, Any], name: str) -> dict[str, Any]:
     return table
 
 
-def _statement(path: Path, name: str, stated: object, formats: dict[str, Format]) -> tuple[Format, tuple[int, int]]:
+def _arrays_of(format: Format | VectorFormat) -> tuple[tuple[str, ...], set[str]]:
+    """The arrays that a weight of a format may have, and those it must have."""
+    is_vectors = isinstance(format, VectorFormat)
+    return (vectors.ARRAYS, {*vectors.ARRAYS}) if is_vectors else ((*PARTS, *SIDECARS), {"packed", "scales"})
+
+
+def _statement(
+    path: Path, name: str, stated: object, formats: dict[str, Format | VectorFormat]
+) -> tuple[Format | VectorFormat, tuple[int, int]]:
     """What the header says of a weight: a format it states too, and two sizes."""
     field = f"weight {shown(name)}"
     if not isinstance(stated, dict) or set(stated) != {"format", "shape"}:
@@ -167,10 +179,14 @@ def _view(path: Path, data: np.ndarray, name: str, entry: Entry) -> np.ndarray:
     return values if values.flags.aligned else values.copy()
 
 
-def _weight(path: Path, name: str, format: Format, shape: tuple[int, int], arrays: dict[str, np.ndarray]) -> Tensor:
+def _weight(
+    path: Path, name: str, format: Format | VectorFormat, shape: tuple[int, int], arrays: dict[str, np.ndarray]
+) -> Tensor:
     parts = {part: values for part, values in arrays.items() if part in PARTS}
     cars = {part: values for part, values in arrays.items() if part in SIDECARS}
     try:
+        if isinstance(format, VectorFormat):
+            return VectorWeight(format, shape, **arrays)
         weight = QTensor(format, shape, **parts)
         if not cars:
             return weight
@@ -183,11 +199,10 @@ def _weight(path: Path, name: str, format: Format, shape: tuple[int, int], array
         raise FileError(f"{path}: {shown(name)}: {error}; {AGAIN}") from None
 
 
-def _stated(weights: Mapping[str, QTensor | Adapted]) -> dict[str, Any]:
+def _stated(weights: Mapping[str, QTensor | Adapted | VectorWeight]) -> dict[str, Any]:
     inner = {name: value.weight if isinstance(value, Adapted) else value for name, value in weights.items()}
-    formats = {value.format.name: value.format for value in inner.values()}
     return {
-        "formats": {name: axes_of(formats[name]) for name in sorted(formats)},
+        "formats": state_formats(value.format for value in inner.values()),
         "weights": {name: {"format": value.format.name, "shape": list(value.shape)} for name, value in inner.items()},
     }
 
@@ -198,8 +213,9 @@ def _pieces(name: str, value: Tensor) -> Iterator[Piece]:
         cars = zip(SIDECARS, (value.perm, value.input_scale, u, v), strict=True)
         yield from (_piece(f"{name}.{part}", array) for part, array in cars if array is not None)
         value = value.weight
-    if isinstance(value, QTensor):
-        arrays = ((part, getattr(value, part)) for part in PARTS)
+    if not isinstance(value, np.ndarray):
+        parts = vectors.ARRAYS if isinstance(value, VectorWeight) else PARTS
+        arrays = ((part, getattr(value, part)) for part in parts)
         yield from (_piece(f"{name}.{part}", array) for part, array in arrays if array is not None)
     else:
         yield _piece(name, value)

@@ -33,6 +33,8 @@ LENGTHS = (2, 4, 8)
 MAX_TERMS = 2
 CENTROIDS = 256
 MAX_MAGNITUDE = 258  # of a centroid: the sum of its levels' magnitudes
+LENGTH = "vector_length"  # the axis that no other format has
+ARRAYS = ("indices", "books", "scales")
 _NAME = re.compile(r"vectors([248])(?:x(2))?")
 
 
@@ -52,6 +54,8 @@ class VectorFormat:
     group_size: ClassVar[int] = 0  # one scale per row
     activation_group: ClassVar[int] = 0
     scale_dtype: ClassVar[str] = "f32"
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.float32)  # of scales
+    is_float: ClassVar[bool] = False  # levels are whole numbers
 
     def __post_init__(self) -> None:
         if self.length not in LENGTHS or not 1 <= self.terms <= MAX_TERMS:
@@ -220,7 +224,7 @@ def find(name: str) -> VectorFormat | None:
 
 def axes_of(format: VectorFormat) -> dict[str, object]:
     """Say a format as a file may hold it: `from_axes` makes it again."""
-    return {"vector_length": format.length, "terms": format.terms}
+    return {LENGTH: format.length, "terms": format.terms}
 
 
 def from_axes(stated: Mapping[str, object]) -> VectorFormat:
@@ -228,9 +232,9 @@ def from_axes(stated: Mapping[str, object]) -> VectorFormat:
 
     raises   FormatError   other axes, or values they have not
     """
-    length, terms = stated.get("vector_length"), stated.get("terms")
-    if set(stated) != {"vector_length", "terms"} or type(length) is not int or type(terms) is not int:
-        raise FormatError("expected numbers for vector_length and terms of a format, got others; write the file again")
+    length, terms = stated.get(LENGTH), stated.get("terms")
+    if set(stated) != {LENGTH, "terms"} or type(length) is not int or type(terms) is not int:
+        raise FormatError(f"expected numbers for {LENGTH} and terms of a format, got others; write the file again")
     return VectorFormat(length, terms)
 
 

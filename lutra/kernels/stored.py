@@ -15,13 +15,14 @@ from lutra.formats import trits
 from lutra.formats.format import Format
 from lutra.formats.qtensor import BESIDE
 from lutra.formats.scales import DTYPES
-from lutra.kernels import tiles_trit
+from lutra.formats.vectors import VectorFormat
+from lutra.kernels import tiles_trit, tiles_vector
 from lutra.kernels.buffers import LINE_BYTES
 from lutra.kernels.tiles import CHUNK, DENSE_DTYPES, PAIR, TiledWeight, round_up
 from lutra.kernels.tiles_lut import MAX_BITS, TILE
 
 MAX_ROW = 1 << 16  # weights that one int32 sum may hold, as in formats/qtensor.py
-ARRAYS = ("codes", *BESIDE)
+ARRAYS = ("codes", *BESIDE, "books")
 DTYPE_BYTES = {name: dtype.itemsize for dtype, name in DENSE_DTYPES.items()}
 
 
@@ -60,7 +61,7 @@ def _trit_bytes(format: Format | None, dtype: str, k: int) -> int:
 
 
 def _has_trits(format: Format | None) -> bool:
-    has_rows = format is not None and format.alphabet == "trit" and format.group_size == 0
+    has_rows = isinstance(format, Format) and format.alphabet == "trit" and format.group_size == 0
     return has_rows and _is_plain(format) and format.offset == "none"
 
 
@@ -77,15 +78,19 @@ def _is_plain(format: Format | None) -> bool:
 
 
 def _has_whole_levels(format: Format | None) -> bool:
-    return format is not None and not format.is_float
+    return isinstance(format, Format) and not format.is_float
 
 
 def _has_floats(format: Format | None) -> bool:
-    return not _has_whole_levels(format)
+    return not _has_whole_levels(format) and not _has_vectors(format)
+
+
+def _has_vectors(format: Format | VectorFormat | None) -> bool:
+    return isinstance(format, VectorFormat)
 
 
 def _has_few_planes(format: Format | None) -> bool:
-    is_counted = format is not None and format.storage == "planes" and format.levels == "uniform"
+    is_counted = isinstance(format, Format) and format.storage == "planes" and format.levels == "uniform"
     return is_counted and format.bits <= MAX_BITS
 
 
@@ -93,9 +98,11 @@ EXTENTS: dict[str, Extent] = {
     "mad": Extent(PAIR, _has_whole_levels, _packed_columns, _packed_bytes),
     "lut": Extent(TILE, _has_few_planes, _packed_columns, _packed_bytes),
     "trit5": Extent(tiles_trit.TILE, _has_trits, _trit_columns, _trit_bytes),
+    "vector": Extent(tiles_vector.TILE, _has_vectors, _packed_columns, _packed_bytes),
     "dense": Extent(PAIR, _has_floats, _dense_columns, _dense_bytes),
 }
-MAX_PADDING = max(extent.tile for extent in EXTENTS.values())  # rows beyond N, at most: buffers have no room for more
+# rows beyond N, at most: buffers have no room for more.  Of the tiles of vectors only whole pairs are written
+MAX_PADDING = max(extent.tile for order, extent in EXTENTS.items() if order != "vector")
 
 
 def array_bytes(weight: TiledWeight) -> dict[str, int]:
@@ -114,6 +121,9 @@ def array_bytes(weight: TiledWeight) -> dict[str, int]:
     if format is not None:
         beside = format.beside(weight.k)
         sizes |= {name: rows * columns * DTYPES[dtype].itemsize for name, (dtype, columns) in beside.items()}
+    if isinstance(format, VectorFormat):
+        one = tiles_vector.side_bytes(format)
+        sizes["books"] = 2 * one if weight.books.nbytes == 2 * one else one
     return sizes
 
 

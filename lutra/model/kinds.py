@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from lutra.formats.format import Format
+from lutra.formats.vectors import VectorFormat
 from lutra.kernels import choose
 from lutra.kernels.tiles import TiledWeight
 from lutra.kernels.tuned import DECODE, PREFILL
@@ -41,13 +42,14 @@ class Kind:
 
 
 def kinds_of(weights: Weights) -> list[Kind]:
-    """The kinds of weights of a model."""
+    """The kinds of weights of a model; vectors have one way to run, and nothing to tune."""
 
     def kind(weight: TiledWeight) -> Kind:
+        assert not isinstance(weight.format, VectorFormat)
         return Kind(weight.format or weight.dtype, weight.n, weight.k)
 
     inner = [x.weight for layer in weights.layers for x in (*layer.qkv, layer.o, layer.gate_up, layer.down)]
-    counts = Counter(map(kind, inner))
+    counts = Counter(kind(weight) for weight in inner if weight.order != "vector")
     kinds = [replace(found, count=count) for found, count in counts.items()]
     head = kind(weights.head.weight)
     return kinds if head in counts else [*kinds, replace(head, uses=(DECODE,))]

@@ -68,7 +68,7 @@ def format_name(weight: Matrix) -> str:
     """A format's name, or the element type of floats."""
     if isinstance(weight, Adapted):
         return format_name(weight.weight) + " +"
-    return weight.format.name if isinstance(weight, QTensor) else str(weight.dtype)
+    return str(weight.dtype) if isinstance(weight, np.ndarray) else weight.format.name
 
 
 def layer_errors(

@@ -16,6 +16,7 @@ from lutra.files.model_file import ModelFile
 from lutra.formats import catalog
 from lutra.formats.format import Format
 from lutra.formats.sidecars import Adapted
+from lutra.formats.vectors import VectorWeight
 from lutra.kernels.cache import DEFAULT_KIND, check_kind
 from lutra.model import packed
 from lutra.model.config import ModelConfig, config_from
@@ -105,7 +106,7 @@ class Reader:
     def matrix(self, name: str, rows: int, columns: int) -> Matrix:
         """A weight [rows, columns]; masters of models trained with int8 activations become ternary."""
         value = self._read(name, (rows, columns))
-        if isinstance(value, Adapted) and name in ("embed", "head"):
+        if isinstance(value, (Adapted, VectorWeight)) and name in ("embed", "head"):
             return value.dequantize()  # rows are taken out of the one, the other meets only some rows
         is_master = self.config.family.quantize_activations and name not in ("embed", "head")
         if not isinstance(value, np.ndarray) or not is_master:

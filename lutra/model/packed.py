@@ -1,8 +1,8 @@
 """Models packed: every array as kernels read it, written once, then mapped and used where it lies.
 
 name of an array                what it is
-layers.0.qkv.0.codes            TiledWeight.codes; .scales .zeros .mins .super_scales .super_mins as the format has
-                                them; .bias f32 [padded_n]; .perm i32 [K] and .factors f32 [K] where inputs are put
+layers.0.qkv.0.codes            TiledWeight.codes; .scales .zeros .mins .super_scales .super_mins .books as the format
+                                has them; .bias f32 [padded_n]; .perm i32 [K] and .factors f32 [K] where inputs are put
                                 in order first
 layers.0.o  .gate_up  .down     the same; q, k and v lie side by side as qkv.0, or are qkv.0 .1 .2 if formats differ
 layers.0.attn_norm  ...         f32 vectors, by LayerWeights' names
@@ -25,12 +25,12 @@ import numpy as np
 
 from lutra.errors import FileError, FormatError
 from lutra.files import packed
-from lutra.files.container import read_formats
+from lutra.files.container import read_formats, state_formats
 from lutra.files.door import refusal, shown
 from lutra.files.model_file import ModelFile
 from lutra.formats import scales
-from lutra.formats.catalog import axes_of
 from lutra.formats.format import Format
+from lutra.formats.vectors import VectorFormat
 from lutra.kernels import embed, stored
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import DENSE_DTYPES, ROWS, TiledWeight, round_up
@@ -78,11 +78,11 @@ def write(
     """
     settings, texts = tokenizer
     named = dict(linears(weights))
-    formats = {linear.weight.format for linear in named.values() if linear.weight.format is not None}
+    formats = [linear.weight.format for linear in named.values() if linear.weight.format is not None]
     header = {
         "config": to_json(config),
         "tokenizer": settings,
-        "formats": {form.name: axes_of(form) for form in sorted(formats, key=lambda form: form.name)},
+        "formats": state_formats(formats),
         "weights": {name: _stated(linear.weight) for name, linear in named.items()},
     }
     arrays = {name: np.frombuffer(text, np.uint8) for name, text in texts.items()} | dict(_vectors(weights))
@@ -108,12 +108,12 @@ def _arrays(linear: Linear) -> dict[str, np.ndarray]:
     return arrays if inputs is None else arrays | {"perm": inputs.perm, "factors": inputs.factors}
 
 
-def _dtypes(format: Format | None) -> dict[str, np.dtype[Any]]:
+def _dtypes(format: Format | VectorFormat | None) -> dict[str, np.dtype[Any]]:
     """The arrays a weight of this format has, and their types."""
     found = {"codes": np.dtype(np.uint8)}
     if format is not None:
         found |= {name: scales.DTYPES[kind] for name, (kind, _) in format.beside(1).items()}
-    return found
+    return found | ({"books": np.dtype(np.uint8)} if isinstance(format, VectorFormat) else {})
 
 
 def load(file: ModelFile, config: ModelConfig) -> Weights:
@@ -170,7 +170,7 @@ class Reader:
 
     file: ModelFile
     config: ModelConfig
-    formats: dict[str, Format]
+    formats: dict[str, Format | VectorFormat]
     used: set[str]
     none: np.ndarray  # stands for the arrays that a format has not
 

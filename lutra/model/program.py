@@ -54,9 +54,9 @@ class Recorder:
         """residual → logits and the best one, for head_state[NUM_ROWS] rows starting at row head_state[HEAD_ROW]."""
         b, head = self.buffers, self.weights.head
         inputs = self._inputs((head,), b.residual, self.weights.final_norm, b.head_state, source_row="head")
-        matmul = self._matmul(head, self.scratch.of(head.weight, b.residual), b.logits, b.head_state, "store")
+        matmuls = self._matmul(head, self.scratch.of(head.weight, b.residual), b.logits, b.head_state, "store")
         best = argmax.bind(b.logits, b.best, b.head_state, width=self.config.vocab_size, isa=self.isa)
-        return [*inputs, matmul, best]
+        return [*inputs, *matmuls, best]
 
     def _attention(self, index: int, layer: LayerWeights) -> list[Step]:
         b, c = self.buffers, self.config
@@ -65,7 +65,7 @@ class Recorder:
         for linears in sharing_inputs(layer.qkv):
             steps += self._inputs(linears, b.residual, layer.attn_norm, b.state)
             for linear in linears:
-                steps.append(self._matmul(linear, self.scratch.of(linear.weight, b.residual), b.qkv, b.state, "store"))
+                steps += self._matmul(linear, self.scratch.of(linear.weight, b.residual), b.qkv, b.state, "store")
         norms: dict[str, Any] = {"q_norm": layer.q_norm, "k_norm": layer.k_norm, "eps": c.norm_eps}
         options: dict[str, Any] = {"heads": c.num_heads, "isa": self.isa}
         steps.append(kv.bind_store(b.qkv, cache, b.queries, b.cos, b.sin, b.state, **options, **norms))
@@ -77,7 +77,7 @@ class Recorder:
         b, gate_up = self.buffers, layer.gate_up
         steps = self._inputs((gate_up,), b.residual, layer.ffn_norm, b.state)
         source = self.scratch.of(gate_up.weight, b.residual)
-        steps.append(self._matmul(gate_up, source, b.gated, b.state, self.config.activation))
+        steps += self._matmul(gate_up, source, b.gated, b.state, self.config.activation)
         return steps + self._project(layer.down, b.gated, layer.ffn_sub_norm)
 
     def _project(self, linear: Linear, x: np.ndarray, norm_weight: np.ndarray | None) -> list[Step]:
@@ -86,7 +86,7 @@ class Recorder:
         reads_x = norm_weight is None and linear.weight.order == "dense" and linear.inputs is None
         source = x if reads_x else self.scratch.of(linear.weight, x)
         steps = [] if reads_x else self._inputs((linear,), x, norm_weight, b.state)
-        return steps + [self._matmul(linear, source, b.residual, b.state, "add")]
+        return steps + self._matmul(linear, source, b.residual, b.state, "add")
 
     def _inputs(
         self,
@@ -127,12 +127,12 @@ class Recorder:
         first = norm.bind(x, norm_weight, normed, state, **options)
         return ordered, [first, adapt.bind(normed, inputs.perm, inputs.factors, ordered, state, isa=self.isa)]
 
-    def _matmul(self, linear: Linear, source: Source, y: np.ndarray, state: np.ndarray, epilogue: str) -> Step:
-        step = choose.bind(
+    def _matmul(self, linear: Linear, source: Source, y: np.ndarray, state: np.ndarray, epilogue: str) -> list[Step]:
+        *before, step = choose.steps(
             linear.weight, source, y, state, epilogue=epilogue, bias=linear.bias, column=linear.column,
-            tile_m=self._row_block(linear.weight), isa=self.isa,
+            rows=self.rows, room=self.scratch.bytes, isa=self.isa,
         )  # fmt: skip
-        return replace(step, stream=linear.weight.codes)
+        return [*before, step if before else replace(step, stream=linear.weight.codes)]
 
     def _row_block(self, weight: TiledWeight) -> int:
         return choose.tile_m(weight, self.rows, self.isa)
@@ -153,6 +153,7 @@ class Scratch:
         self.rows = rows
         self._buffers: dict[Any, Source] = {}
         self._rooms: dict[Any, Room] = {}
+        self._bytes: dict[int, np.ndarray] = {}
 
     @staticmethod
     def kind(weight: TiledWeight) -> Any:
@@ -178,6 +179,13 @@ class Scratch:
         buffer = self._buffers[key]
         assert isinstance(buffer, np.ndarray)
         return buffer
+
+    def bytes(self, least: int) -> np.ndarray:
+        """At least so many bytes, for what one matmul needs besides its inputs: tables, or codes."""
+        size = 1 << (least - 1).bit_length()
+        if size not in self._bytes:
+            self._bytes[size] = aligned(size, np.uint8)
+        return self._bytes[size]
 
     def room(self, cache: Cache, rows: int, heads: int) -> Room:
         """What attention of at most `rows` rows works in."""

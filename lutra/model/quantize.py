@@ -28,6 +28,7 @@ from lutra.files.model_file import ModelFile
 from lutra.files.names import LINEARS
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
+from lutra.formats.vectors import VectorFormat, VectorWeight
 from lutra.model import awq, calibrate
 from lutra.model.config import ModelConfig, config_from, to_json
 from lutra.model.load import Progress, Reader
@@ -37,6 +38,7 @@ from lutra.model.tokenizer import Tokenizer, to_stored
 from lutra.model.weights import Matrix, widen
 from lutra.quantize.gptq import Factor, gptq
 from lutra.quantize.methods import METHODS, Quantise, method_for
+from lutra.quantize.vptq import vptq
 
 SUFFIX = ".safetensors"
 NORMS = ("attn_norm", "q_norm", "k_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm")
@@ -350,7 +352,11 @@ def linear_shape(config: ModelConfig, name: str) -> tuple[int, int]:
             "gate": (ffn, hidden), "up": (ffn, hidden), "down": (hidden, ffn)}[name]  # fmt: skip
 
 
-def _feedback(factor: Factor, options: dict[str, bool], base: Quantise, w: np.ndarray, format: Format) -> QTensor:
+def _feedback(
+    factor: Factor, options: dict[str, bool], base: Quantise, w: np.ndarray, format: Format | VectorFormat
+) -> QTensor | VectorWeight:
+    if isinstance(format, VectorFormat):
+        return vptq(w, format, factor)
     return gptq(w, factor, format, base, **options)
 
 

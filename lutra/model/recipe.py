@@ -11,8 +11,9 @@ from pathlib import Path
 from lutra.errors import RequestError
 from lutra.files.door import parse_object
 from lutra.files.names import LINEARS
-from lutra.formats import catalog
+from lutra.formats import catalog, vectors
 from lutra.formats.format import Format
+from lutra.formats.vectors import VectorFormat
 from lutra.model.config import ModelConfig
 from lutra.model.fields import side_text
 from lutra.quantize.methods import METHODS
@@ -77,7 +78,7 @@ class Recipe:
         return named if named is not None or self.calibrated is None else "rtn"
 
 
-def plan(recipe: Recipe, config: ModelConfig) -> dict[str, Format | None]:
+def plan(recipe: Recipe, config: ModelConfig) -> dict[str, Format | VectorFormat | None]:
     """Give every weight of the layers its format, None for as stored; and the head, if it is to change.
 
     raises   FormatError    a format there is not
@@ -102,12 +103,16 @@ def plan(recipe: Recipe, config: ModelConfig) -> dict[str, Format | None]:
             )
     if recipe.head is not None:
         formats["head"] = find(recipe.head)
+    if recipe.calibrated == SCALED and any(isinstance(format, VectorFormat) for format in formats.values()):
+        raise RequestError("expected a format with levels for awq, got vectors; take gptq+vptq")
+    if isinstance(formats.get("head"), VectorFormat):
+        raise RequestError(f"expected a format with levels for the head, got {recipe.head}; try int8-g32")
     return formats
 
 
-def find(name: str) -> Format | None:
+def find(name: str) -> Format | VectorFormat | None:
     """The format of a name; None for as-stored.  Raises FormatError."""
-    return None if name == AS_STORED else catalog.find(name)
+    return None if name == AS_STORED else vectors.find(name) or catalog.find(name)
 
 
 def parse_keep(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:

@@ -18,6 +18,7 @@ from lutra.files.door import check_apart, shown
 from lutra.files.model_file import ModelFile
 from lutra.files.names import GGUF, INTERLEAVED_ARCHITECTURES, half_rotation_rows, rotated_part
 from lutra.formats.qtensor import QTensor
+from lutra.formats.vectors import VectorWeight
 from lutra.model.config import ModelConfig, config_from
 from lutra.model.pretokenizers import GPT2, PRE_TOKENIZERS
 from lutra.model.rope import rope_frequencies
@@ -123,6 +124,8 @@ def _tensors(file: ModelFile, config: ModelConfig, architecture: str) -> Iterato
         if name == "rope_freqs" or name in (TOKENIZER_JSON, VOCABULARY_JSON):
             continue
         value = lazy.read()
+        if isinstance(value, VectorWeight):
+            value = value.as_int8()
         if not isinstance(value, np.ndarray | QTensor):
             raise FileError(f"{file.path}: tensor {shown(lazy.source_name)}: expected a weight alone, got one with "
                             "side-cars, for which GGUF has no place; quantise it again")  # fmt: skip

@@ -11,11 +11,13 @@ import numpy as np
 from lutra.errors import FormatError
 from lutra.formats.qtensor import QTensor
 from lutra.formats.sidecars import Adapted
+from lutra.formats.vectors import VectorWeight
 from lutra.kernels import choose, embed
 from lutra.kernels.stored import EXTENTS
 from lutra.kernels.tiles import TiledWeight, interleave_rows
+from lutra.kernels.tiles_vector import tile_gated
 
-Matrix = np.ndarray | QTensor | Adapted
+Matrix = np.ndarray | QTensor | Adapted | VectorWeight
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,9 @@ def tile(matrix: Matrix, bias: np.ndarray | None = None, column: int = 0, order:
     """Put a weight into `order` if that takes its format, else into the order of the kernel that `choose` picks."""
     if isinstance(matrix, Adapted):
         return replace(tile(matrix.weight, bias, column, order), inputs=_inputs(matrix))
-    holds = order is not None and isinstance(matrix, QTensor) and EXTENTS[order].holds(matrix.format)
+    if isinstance(matrix, VectorWeight) and order == "mad":
+        matrix = matrix.as_int8()
+    holds = order is not None and not isinstance(matrix, np.ndarray) and EXTENTS[order].holds(matrix.format)
     weight = choose.tile(matrix, order=order if holds else None)
     padded = None
     if bias is not None:
@@ -120,6 +124,10 @@ def side_by_side(
 
 def gated(gate: Matrix, up: Matrix, order: str | None = None) -> Linear:
     """Gate and up as one weight; where their formats or inputs differ both are widened to f32."""
+    if isinstance(gate, VectorWeight) and isinstance(up, VectorWeight) and gate.format == up.format:
+        if order != "mad":
+            return Linear(tile_gated(gate, up))
+        gate, up = gate.as_int8(), up.as_int8()
     if not _can_stack([gate, up]):
         gate, up = widen(gate), widen(up)
     if isinstance(gate, Adapted) and isinstance(up, Adapted):
@@ -157,13 +165,18 @@ def _can_stack(matrices: Sequence[Matrix]) -> bool:
 def _kind(matrix: Matrix) -> object:
     if isinstance(matrix, np.ndarray):
         return matrix.dtype.name
-    return (matrix.weight if isinstance(matrix, Adapted) else matrix).format
+    if isinstance(matrix, VectorWeight):
+        return matrix.format, matrix.books.tobytes()
+    return matrix.weight.format if isinstance(matrix, Adapted) else matrix.format
 
 
 def _stack(matrices: Sequence[Matrix]) -> Matrix:
     adapted = [matrix for matrix in matrices if isinstance(matrix, Adapted)]
     if adapted:
         return replace(adapted[0], weight=QTensor.concat([matrix.weight for matrix in adapted]))
+    vectors = [matrix for matrix in matrices if isinstance(matrix, VectorWeight)]
+    if vectors:
+        return VectorWeight.concat(vectors)
     quantised = [matrix for matrix in matrices if isinstance(matrix, QTensor)]
     return QTensor.concat(quantised) if quantised else np.concatenate([np.asarray(matrix) for matrix in matrices])
 

@@ -13,7 +13,8 @@ import numpy as np
 from lutra.errors import FormatError
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
-from lutra.quantize import bcq, codec, hlq, ptqtp
+from lutra.formats.vectors import VectorFormat
+from lutra.quantize import bcq, codec, hlq, ptqtp, vptq
 from lutra.quantize.clip import clip
 from lutra.quantize.groups import Fitted, by_groups
 from lutra.quantize.rounding import as_finite_f32, round_to_nearest
@@ -98,10 +99,11 @@ METHODS: dict[str, Method] = {
     "rtn": Method(rtn, _has_grid, "round to nearest"),
     "absmean": Method(_absmean, lambda f: _is_trit(f) and f.terms == 1 and f.offset == "none" and f.is_plain,
                       "BitNet b1.58, arXiv 2402.17764"),
+    "vptq": Method(vptq.vptq, lambda f: isinstance(f, VectorFormat), "VPTQ, arXiv 2409.17066"),
 }  # fmt: skip
 
 
-def method_for(format: Format, wanted: str | None = None) -> str:
+def method_for(format: Format | VectorFormat, wanted: str | None = None) -> str:
     """Return the name of a method that writes a format: `wanted` where it can, else the first of METHODS.
 
     raises   FormatError   no method writes this format
@@ -111,6 +113,8 @@ def method_for(format: Format, wanted: str | None = None) -> str:
     >>> method_for(four), method_for(four, "rtn"), method_for(catalog.ternary(), "clip")
     ('clip', 'rtn', 'ptqtp')
     """
+    if isinstance(format, VectorFormat):  # which the others know nothing of
+        return "vptq"
     if wanted is not None and METHODS[wanted].fits(format):
         return wanted
     found = next((name for name, method in METHODS.items() if method.fits(format)), None)

@@ -1,209 +1,155 @@
 """Vector quantisation: an index names several weights at once, so that fewer than 2 bits per weight still have a shape.
 
-Neighbouring outputs of one input column form vectors of `length` weights; an index points into a codebook, a second one
-into a codebook of what the first left over.
+Neighbouring inputs of one output form a vector; an index points into a codebook, a second one into a codebook of what
+the first left over.
 
-    codebook   k-means of the vectors; a vector counts by the mean square of its input, the diagonal of the hessian
-    choice     column by column, largest inputs first; each column takes its nearest vectors, and the columns to come
-               make up for the error, as in GPTQ
+    rows       are scaled to a mean square of 1 first; the scale is stored
+    codebook   k-means of the vectors; a vector counts by the mean square of its inputs, the diagonal of the hessian
+    levels     centroids rounded to int8, as fine as formats/vectors.py allows
+    choice     vector by vector along inputs; each row takes its nearest centroid, and the columns to come make up for
+               the error, as in GPTQ
     residual   a codebook for the errors of that pass, and a second pass that uses both
-    outliers   the columns with the largest inputs may have codebooks of their own
-    normalise  every column is moved and scaled to 0 .. 1 first
 
 Without a hessian all inputs count the same and nothing is made up for.  The tuning of centroids by gradients, from
-which the paper has its best numbers, is left out.
+which VPTQ has its best numbers, its codebooks for outlier columns, and more than 256 centroids are left out.
 
-Source   VPTQ, arXiv 2409.17066, sections 3 and 4 (algorithms 1 and 2), and its file layout: vectors along outputs
+Sources   VPTQ, arXiv 2409.17066, sections 3 and 4 (algorithms 1 and 2), which has vectors along outputs; GPTVQ, arXiv
+          2402.15319, section 3.2, for errors of several columns at once
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
 from lutra.errors import FormatError
+from lutra.formats.vectors import CENTROIDS, MAX_MAGNITUDE, VectorFormat, VectorWeight
 from lutra.quantize.gptq import DAMP, Factor
 from lutra.quantize.rounding import as_finite_f32
 
-ROUNDS = 100
+ROUNDS = 40
 TOLERANCE = 1e-5  # of the error: k-means stops when a round gains less
-MAX_CENTROIDS = 1 << 16  # an index is uint16
+SAMPLE = 1 << 16  # vectors that k-means looks at, of larger matrices
 SCORES_AT_ONCE = 1 << 17  # distances held at a time: they stay in the cache
+PANEL = 128  # columns whose errors reach those behind the panel together
+SMALLEST = np.float32(1e-30)
 
 
-@dataclass(frozen=True)
-class Part:
-    """Columns that share codebooks; the codebooks are added.
-
-    columns    int [C]                     inputs
-    codebooks  f16 [centroids, length], one or two of them
-    indices    uint16 [ceil(N / length), C], one array for each codebook
-    """
-
-    columns: np.ndarray
-    codebooks: tuple[np.ndarray, ...]
-    indices: tuple[np.ndarray, ...]
-
-    def values(self) -> np.ndarray:
-        """Return f32 [rows, C], rows rounded up to whole vectors."""
-        total = sum(book.astype(np.float32)[index] for book, index in zip(self.codebooks, self.indices, strict=True))
-        return _as_matrix(np.asarray(total))
-
-    @property
-    def bits(self) -> int:
-        """Bits of indices and codebooks."""
-        index_bits = sum((len(book) - 1).bit_length() for book in self.codebooks)
-        return self.indices[0].size * index_bits + sum(8 * book.nbytes for book in self.codebooks)
-
-
-@dataclass(frozen=True)
-class VectorWeight:
-    """A weight [N, K] of vectors.
-
-    parts        every column belongs to one
-    input_scale  f32 [K] or None: columns are multiplied with it, then `input_bias` f32 [K] is added
-    """
-
-    shape: tuple[int, int]
-    parts: tuple[Part, ...]
-    input_scale: np.ndarray | None = None
-    input_bias: np.ndarray | None = None
-
-    def dequantize(self) -> np.ndarray:
-        """Return f32 [N, K]; each sum and product rounds once."""
-        values = np.empty(self.shape, np.float32)
-        for part in self.parts:
-            values[:, part.columns] = part.values()[: self.shape[0]]
-        if self.input_scale is not None and self.input_bias is not None:
-            values = values * self.input_scale + self.input_bias
-        return values
-
-    def bits_per_weight(self) -> float:
-        """Return bits per weight, codebooks, scales and which columns are outliers included."""
-        sides = 0 if self.input_scale is None else 64 * self.shape[1]
-        lists = 16 * self.shape[1] if len(self.parts) > 1 else 0
-        return (sum(part.bits for part in self.parts) + sides + lists) / (self.shape[0] * self.shape[1])
-
-
-def vptq(w: np.ndarray, hessian: np.ndarray | None = None, *, length: int = 8, centroids: int = 256, residual: int = 0,
-         outliers: float = 0.0, normalise: bool = False, rounds: int = ROUNDS, damp: float = DAMP,
-         seed: int = 0) -> VectorWeight:  # fmt: skip
+def vptq(w: np.ndarray, format: VectorFormat, hessian: np.ndarray | Factor | None = None, *, rounds: int = ROUNDS,
+         damp: float = DAMP, seed: int = 0) -> VectorWeight:  # fmt: skip
     """Quantise to vectors.
 
     w          float [N, K]    finite
-    hessian    float [K, K]    x.T x over calibration tokens, times any factor
-    length     weights per vector, 2 to 16
-    centroids  vectors in the codebook; residual: in the second one, 0 for none
-    outliers   share of columns with codebooks of their own, 0 to 0.5
+    hessian    float [K, K]    x.T x over calibration tokens, times any factor; or what was made of it before
+    rounds     of k-means, at most
     seed       of the vectors that k-means starts from
-    raises     FormatError     weights that are not finite, numbers out of range, fewer vectors than centroids
+    raises     FormatError     weights that are not finite, a hessian of another shape
 
-    >>> w = np.array([[1, 3], [1, -1], [3, 1], [-1, 1]], np.float32)             # down the columns: (1, 1) and (3, -1)
-    >>> found = vptq(w, length=2, centroids=2)
-    >>> sorted(found.parts[0].codebooks[0].tolist()), bool((found.dequantize() == w).all())
-    ([[1.0, 1.0], [3.0, -1.0]], True)
+    >>> w = np.array([[1, 1, -1, 1], [-2, 2, 2, 2]], np.float32)                   # vectors (1, 1) and (-1, 1), scaled
+    >>> vptq(w, VectorFormat(2)).dequantize().tolist()
+    [[1.0, 1.0, -1.0, 1.0], [-2.0, 2.0, 2.0, 2.0]]
     """
     w = as_finite_f32(w)
-    books_fit = all(2 <= size <= MAX_CENTROIDS for size in (centroids, residual or 2))
-    if not (2 <= length <= 16 and 0 <= outliers <= 0.5 and books_fit):
-        raise FormatError(f"expected vectors of 2 to 16 weights, codebooks of 2 to {MAX_CENTROIDS} and at most half "
-                          f"of the columns as outliers, got {length}, {centroids}, {residual} and {outliers}; choose "
-                          "others")  # fmt: skip
-    scale, bias = _normalisation(w) if normalise else (None, None)
-    target = w if scale is None or bias is None else (w - bias) / scale
-    if hessian is not None and scale is not None:
-        hessian = hessian * np.outer(scale, scale)
-    feedback = _Feedback.of(hessian, target.shape[1], damp)
+    k, length = w.shape[1], format.length
+    factor = hessian if isinstance(hessian, Factor) or hessian is None else _factor(hessian, damp)
+    if factor is not None and len(factor.order) != k:
+        raise FormatError(f"expected a hessian [{k}, {k}], got one of {len(factor.order)}; it is another weight's")
+    if factor is not None and (np.diff(factor.order) < 0).any():
+        raise FormatError("expected columns in their own order, got others; quantise to vectors without act-order")
+    size = np.maximum(np.sqrt(np.square(w).mean(1, keepdims=True)), SMALLEST)
+    rows = np.pad(w / size, ((0, 0), (0, -k % length)))
+    upper = None if factor is None else _padded(factor.upper, rows.shape[1])
+    counts = np.square(size) * _input_weights(upper, rows.shape[1]).reshape(-1, length).mean(1)  # [N, V]
     rng = np.random.Generator(np.random.PCG64(seed))
-    count = int(round(outliers * w.shape[1]))
-    sets = [columns for columns in (feedback.order[:count], feedback.order[count:]) if len(columns)]
-    padded = np.pad(target, ((0, -len(w) % length), (0, 0)))
-    books = [
-        [_kmeans(_vectors(padded[:, columns], length), feedback.counts[columns], centroids, rounds, rng)]
-        for columns in sets
-    ]
-    indices, errors = feedback.choose(padded, sets, books)
-    if residual:
-        for part, columns in enumerate(sets):
-            books[part].append(
-                _kmeans(_vectors(errors[:, columns], length), feedback.counts[columns], residual, rounds, rng)
-            )
-        indices, errors = feedback.choose(padded, sets, books)
-    parts = [Part(np.sort(columns), tuple(book), tuple(index[:, np.sort(columns)] for index in indices))
-             for columns, book in zip(sets, books, strict=True)]  # fmt: skip
-    return VectorWeight((w.shape[0], w.shape[1]), tuple(parts), scale, bias)
+    books = [_kmeans(rows.reshape(-1, length), counts.reshape(-1), rounds, rng)]
+    if format.terms > 1:
+        _, errors = _choose(rows, books, upper)
+        books.append(_kmeans(errors.reshape(-1, length), counts.reshape(-1), rounds, rng))
+    levels, unit = _as_levels(np.stack(books))
+    indices, _ = _choose(rows, [book * unit for book in levels.astype(np.float32)], upper)
+    padded = np.zeros((len(w), format.terms, format.num_vectors(k)), np.uint8)
+    padded[:, :, : indices.shape[2]] = indices
+    return VectorWeight(format, w.shape, padded, levels, size * unit)
 
 
-@dataclass(frozen=True)
-class _Feedback:
-    """What inputs say: how much a column counts, f64 [K], the order of columns, and what makes up for errors."""
-
-    counts: np.ndarray
-    order: np.ndarray
-    upper: np.ndarray | None
-
-    @classmethod
-    def of(cls, hessian: np.ndarray | None, k: int, damp: float) -> _Feedback:
-        if hessian is None:
-            return cls(np.ones(k), np.arange(k), None)
-        if hessian.shape != (k, k):
-            raise FormatError(f"expected a hessian [{k}, {k}], got {list(hessian.shape)}; collect inputs again")
-        factor = Factor.of(hessian, damp, act_order=True)
-        diagonal = np.diagonal(hessian).astype(np.float64)
-        return cls(np.maximum(diagonal, 1e-6 * diagonal.mean() + 1e-30), factor.order, factor.upper)
-
-    def choose(
-        self, w: np.ndarray, sets: list[np.ndarray], books: list[list[np.ndarray]]
-    ) -> tuple[list[np.ndarray], np.ndarray]:
-        """Take the nearest vectors, column by column.
-
-        w        f32 [rows, K]    rows a multiple of the length
-        returns  indices uint16 [rows / length, K] for each codebook, and what was left of each column, f32 [rows, K]
-        """
-        length = books[0][0].shape[1]
-        moved, left = w.T[self.order].copy(), np.empty_like(w)  # [K, rows], [rows, K]
-        indices = [np.zeros((len(w) // length, w.shape[1]), np.uint16) for _ in books[0]]
-        owner = np.repeat(np.arange(len(sets)), [len(columns) for columns in sets])
-        for j, column in enumerate(self.order):
-            rest = moved[j].reshape(-1, length)
-            for index, book in zip(indices, books[owner[j]], strict=True):
-                wide = book.astype(np.float32)
-                index[:, column] = _nearest(rest, wide)
-                rest = rest - wide[index[:, column]]
-            left[:, column] = rest.reshape(-1)
-            if self.upper is not None:
-                moved[j + 1 :] -= self.upper[j, j + 1 :, None] * (left[:, column] / self.upper[j, j])
-        return indices, left
+def _factor(hessian: np.ndarray, damp: float) -> Factor:
+    return Factor.of(hessian, damp)
 
 
-def _normalisation(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the range and the least weight of every column, f32 [K]; a constant column has range 1."""
-    least, most = w.min(0), w.max(0)
-    return np.where(most > least, most - least, np.float32(1)), least
+def _padded(upper: np.ndarray, k: int) -> np.ndarray:
+    """The factor with columns that touch no others."""
+    padded = np.eye(k, dtype=np.float32)
+    padded[: len(upper), : len(upper)] = upper
+    return padded
 
 
-def _vectors(w: np.ndarray, length: int) -> np.ndarray:
-    """View [rows, C] as vectors along rows, column after column within a run of rows: [rows / length * C, length]."""
-    return np.ascontiguousarray(w.reshape(-1, length, w.shape[1]).swapaxes(1, 2)).reshape(-1, length)
+def _input_weights(upper: np.ndarray | None, k: int) -> np.ndarray:
+    """How much an error in each column counts once the columns behind make up for it: 1 / U[j, j]**2, f32 [K]."""
+    return np.ones(k, np.float32) if upper is None else 1 / np.square(np.diagonal(upper))
 
 
-def _as_matrix(vectors: np.ndarray) -> np.ndarray:
-    """Turn [rows / length, C, length] into [rows, C]."""
-    count, columns, length = vectors.shape
-    return vectors.swapaxes(1, 2).reshape(count * length, columns)
+def _choose(w: np.ndarray, books: list[np.ndarray], upper: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Take the nearest vectors, along the inputs.
+
+    w        f32 [N, K]     K a multiple of the length
+    books    f32 [centroids, length] each
+    upper    f32 [K, K] of gptq.Factor, or None
+    returns  indices uint8 [N, T, K / length], and what was left of each vector when it was its turn, f32 [N, K]
+    """
+    n, k = w.shape
+    length = books[0].shape[1]
+    if upper is None:
+        found, left = _nearest_of_all(w.reshape(-1, length), books, np.ones(length, np.float32))
+        return found.reshape(n, -1, len(books)).swapaxes(1, 2), left.reshape(n, k)
+    moved, left = w.copy(), np.empty_like(w)
+    indices = np.empty((n, len(books), k // length), np.uint8)
+    for start in range(0, k, PANEL):
+        end = min(start + PANEL, k)
+        errors = np.empty((n, end - start), np.float32)
+        for j in range(start, end, length):
+            own = slice(j, j + length)
+            roots = 1 / np.diagonal(upper)[own]
+            found, left[:, own] = _nearest_of_all(moved[:, own], books, roots)
+            indices[:, :, j // length] = found
+            error = left[:, own] @ np.linalg.inv(upper[own, own])
+            moved[:, j + length : end] -= error @ upper[own, j + length : end]
+            errors[:, j - start : j - start + length] = error
+        moved[:, end:] -= errors @ upper[start:end, end:]
+    return indices, left
 
 
-def _kmeans(
-    vectors: np.ndarray, column_counts: np.ndarray, centroids: int, rounds: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Cluster vectors, each counted as its column is; returns f16 [centroids, length]."""
-    if len(vectors) < centroids:
-        raise FormatError(
-            f"expected at least {centroids} vectors for a codebook, got {len(vectors)}; use fewer centroids"
-        )
-    counts = np.tile(column_counts, len(vectors) // len(column_counts))
+def _nearest_of_all(vectors: np.ndarray, books: list[np.ndarray], roots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Take the nearest of each book in turn: uint8 [V, T], and what is left, f32 [V, length]."""
+    found = []
+    for book in books:
+        found.append(_nearest(vectors * roots, book * roots))
+        vectors = vectors - book[found[-1]]
+    return np.stack(found, 1), vectors
+
+
+def _as_levels(books: np.ndarray) -> tuple[np.ndarray, np.float32]:
+    """Round the books' entries to whole numbers, as large as the bounds of formats/vectors.py let them be.
+
+    books    f32 [T, centroids, length]
+    returns  int8 [T, 256, length], and what one is worth
+    """
+    terms, centroids, length = books.shape
+    reach = np.maximum(books.max(1).sum(0), -books.min(1).sum(0)).max()  # of sums
+    magnitude = np.abs(books).sum(-1).max()
+    unit = np.float32(max(reach / (128 - terms), magnitude / (MAX_MAGNITUDE - length / 2), SMALLEST))
+    levels = np.zeros((terms, CENTROIDS, length), np.int8)
+    levels[:, :centroids] = np.rint(books / unit)
+    return levels, unit
+
+
+def _kmeans(vectors: np.ndarray, counts: np.ndarray, rounds: int, rng: np.random.Generator) -> np.ndarray:
+    """Cluster vectors, each of which counts so much; returns f32 [256 or as many as there are vectors, length]."""
+    if len(vectors) > SAMPLE:
+        some = rng.choice(len(vectors), SAMPLE, replace=False)
+        vectors, counts = vectors[some], counts[some]
+    centroids = min(CENTROIDS, len(vectors))
+    counts = counts.astype(np.float64) + counts.mean() * 1e-9 + 1e-300
     book = vectors[rng.choice(len(vectors), centroids, replace=False, p=counts / counts.sum())].astype(np.float32)
     before = np.inf
     for _ in range(rounds):
@@ -216,17 +162,15 @@ def _kmeans(
         sums = np.stack([np.bincount(index, counts * axis, centroids) for axis in vectors.T], 1)
         used = weight > 0
         book[used] = sums[used] / weight[used, None]
-        empty = np.flatnonzero(~used)
-        book[empty] = vectors[
-            np.argsort(-errors, kind="stable")[: len(empty)]
-        ]  # a new start where the error is largest
-    return book.astype(np.float16)
+        empty = np.flatnonzero(~used)  # they start anew where the error is largest
+        book[empty] = vectors[np.argsort(-errors, kind="stable")[: len(empty)]]
+    return book
 
 
 def _nearest(vectors: np.ndarray, book: np.ndarray) -> np.ndarray:
-    """Return the nearest centroid of each vector, uint16."""
+    """Return the nearest centroid of each vector, uint8."""
     half = (book**2).sum(1) / 2
-    return np.concatenate([(half - some @ book.T).argmin(1).astype(np.uint16) for some in _runs(vectors, len(book))])
+    return np.concatenate([(half - some @ book.T).argmin(1).astype(np.uint8) for some in _runs(vectors, len(book))])
 
 
 def _runs(vectors: np.ndarray, centroids: int) -> Iterator[np.ndarray]:

@@ -15,11 +15,13 @@ from safetensors.numpy import load_file
 
 from lutra.errors import FileError
 from lutra.files import open_model, saved
-from lutra.formats import catalog
+from lutra.formats import catalog, vectors
 from lutra.formats.catalog import axes_of
 from lutra.formats.qtensor import QTensor
 from lutra.formats.sidecars import Adapted
+from lutra.formats.vectors import VectorFormat, VectorWeight
 from lutra.quantize.methods import METHODS, method_for
+from tests.formats.parts import random_vectors
 
 NAMES = list(catalog.FORMATS)
 
@@ -45,6 +47,40 @@ def test_every_format_comes_back(name: str, tmp_path: Path) -> None:
     tensor = open_model(tmp_path / "m.safetensors").tensors["layers.0.q"]
     assert tensor.shape == (5, 300) and tensor.stored_type == name
     same(q, tensor.read())
+
+
+@pytest.mark.parametrize("name", ["vectors2", "vectors8x2"])
+def test_vectors_come_back(name: str, tmp_path: Path) -> None:
+    form = vectors.find(name)
+    assert form is not None
+    w = random_vectors(form, 5, 97)
+    saved.write(tmp_path / "m.safetensors", {}, {"layers.0.q": w, "layers.0.k": quantised("planes4-g32")})
+    tensor = open_model(tmp_path / "m.safetensors").tensors["layers.0.q"]
+    found = tensor.read()
+    assert tensor.stored_type == name and isinstance(found, VectorWeight) and found.format == form
+    assert all(np.array_equal(getattr(found, part), getattr(w, part)) for part in vectors.ARRAYS)
+    assert saved.num_bytes(open_model(tmp_path / "m.safetensors"), "layers.0.q") == w.nbytes
+
+
+VECTOR_CHANGES: dict[str, Any] = {
+    "indices: expected": lambda h, e: h["weights"]["layers.0.q"].update(shape=[5, 97]),
+    "books: expected int8": lambda h, e: e["layers.0.q.books"].update(dtype="U8"),
+    r"books: expected int8 \[1, 256, 4\]": lambda h, e: e["layers.0.q.books"].update(shape=[1, 128, 8]),
+    "scales: expected": lambda h, e: e["layers.0.q.scales"].update(shape=[1, 5]),
+    "its books and indices and scales, got books and scales": lambda h, e: drop(e, "layers.0.q.indices"),
+    "2, 4 or 8 weights": lambda h, e: h["formats"]["vectors4"].update(vector_length=16),
+    "numbers for vector_length": lambda h, e: h["formats"]["vectors4"].update(terms=None),
+    "vectors4x2, which these axes are": lambda h, e: h["formats"]["vectors4"].update(terms=2),
+}
+
+
+@pytest.mark.parametrize("said", VECTOR_CHANGES)
+def test_vectors_that_contradict_themselves_are_refused(said: str, tmp_path: Path) -> None:
+    saved.write(tmp_path / "m.safetensors", {}, {"layers.0.q": random_vectors(VectorFormat(4), 5, 32)})
+    path = rewritten(tmp_path / "m.safetensors", VECTOR_CHANGES[said])
+    with pytest.raises(FileError, match=said):
+        for tensor in open_model(path).tensors.values():
+            tensor.read()
 
 
 def test_any_library_opens_the_file(tmp_path: Path) -> None:
@@ -119,7 +155,7 @@ CHANGES = {
     "a shape": lambda h, e: h["weights"]["layers.0.q"].update(shape=[5, 1 << 40]),
     "packed: expected": lambda h, e: h["weights"]["layers.0.q"].update(shape=[5, 1 << 20]),
     "scales: expected": lambda h, e: e["layers.0.q.scales"].update(shape=[10, 5]),
-    "its packed codes and scales": lambda h, e: drop(e, "layers.0.q.packed"),
+    "its packed and scales, got mins and scales": lambda h, e: drop(e, "layers.0.q.packed"),
     "mins": lambda h, e: drop(e, "layers.0.q.mins"),
 }
 

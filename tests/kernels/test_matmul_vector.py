@@ -7,7 +7,7 @@ from lutra.compiler import targets
 from lutra.errors import KernelError
 from lutra.formats import vectors
 from lutra.formats.vectors import VectorFormat, VectorWeight
-from lutra.kernels import activations, matmul_mad, matmul_vector, vector_expand, vector_tables
+from lutra.kernels import activations, choose, matmul_mad, matmul_vector, vector_expand, vector_tables
 from lutra.kernels.buffers import aligned
 from lutra.kernels.elementwise import silu_spec
 from lutra.kernels.tiles import interleave_rows, tile_mad
@@ -133,3 +133,41 @@ def test_errors():
     other = random_activations(random_vectors(form("vectors8"), 1, 96), 1, ROWS)
     with pytest.raises(KernelError, match="expected activations of 64 columns"):
         vector_tables.bind(tiled, other, room, state(1))
+
+
+@pytest.mark.parametrize("name", ["vectors2", "vectors8x2"])
+def test_damaged_weights_stay_inside(name):
+    """Any bytes as indices and books: the interpreter, which checks every access, and machine code agree."""
+    gate, rng = random_vectors(form(name), 40, 32), np.random.default_rng(0)
+    tiled, x, results = tile_gated(gate, gate), random_activations(gate, 1, 1), []
+    tiled.codes[:], tiled.books[:] = rng.integers(0, 256, tiled.codes.size), rng.integers(0, 256, tiled.books.size)
+    for interpreted in (True, False):
+        room = aligned(vector_tables.tables_bytes(tiled, 1), np.uint8)
+        codes, y = aligned(vector_expand.expanded_bytes(tiled), np.uint8), aligned((1, 96), np.float32)
+        expanded, _ = vector_expand.bind(tiled, codes)
+        for step in (expanded, *matmul_vector.bind(tiled, x, room, y, state(1), epilogue="store", tile_m=1)):
+            if interpreted:
+                step.launch.interpret(step.count(1))
+            else:
+                step.launch.run(0, step.count(1))
+        results.append((room.tobytes(), codes.tobytes(), y.tobytes()))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("rows", [1, 8, 17, 64])
+@pytest.mark.parametrize("name", ["vectors2", "vectors8", "vectors8x2"])
+def test_any_number_of_rows_gives_the_same_bits(name, rows):
+    """Few rows are looked up, many multiplied: choose.steps."""
+    w, asked = random_vectors(form(name), 130, 96), []
+    x, y = random_activations(w, rows, 64), np.zeros((64, 160), np.float32)
+
+    def room(num_bytes):
+        asked.append(num_bytes)
+        return aligned(num_bytes, np.uint8)
+
+    tiled = choose.tile(w)
+    for step in choose.steps(tiled, x, y, state(rows), rows=rows, room=room, epilogue="store"):
+        run(step, rows)
+    assert y[:rows, :130].tobytes() == vectors.matmul(x.xq[:rows], x.xs[:rows], w).tobytes()
+    are_few = rows <= choose.LOOKUP_ROWS[w.format.length] // w.format.terms
+    assert asked == [vector_tables.tables_bytes(tiled, rows) if are_few else vector_expand.expanded_bytes(tiled)]

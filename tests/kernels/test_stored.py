@@ -8,11 +8,14 @@ import pytest
 
 from lutra.errors import FormatError
 from lutra.formats import catalog
+from lutra.formats.vectors import VectorFormat
 from lutra.kernels import choose, stored
 from lutra.kernels.activations import allocate
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import TiledWeight, tile_dense
 from lutra.kernels.tiles_trit import LARGEST
+from lutra.kernels.tiles_vector import tile_gated, tile_vector
+from tests.formats.parts import random_vectors
 from tests.kernels.linears import random_activations, random_weight, state
 
 QUANTISED = [order for order in stored.EXTENTS if order != "dense"]
@@ -22,11 +25,13 @@ SIZES = [(1, 1), (32, 32), (33, 97), (64, 160), (65, 300), (130, 64)]
 def test_by_hand():
     """33 rows of 97 ternary weights in mad order: two pairs of rows, four chunks of 32 at 2 bits, a scale a row."""
     sizes = stored.array_bytes(choose.tile(random_weight(catalog.ternary(), 33, 97), order="mad"))
-    assert sizes == {"codes": 64 * 4 * 8, "scales": 64 * 4, "zeros": 1, "mins": 1, "super_scales": 1, "super_mins": 1}
+    assert sizes == {"codes": 64 * 4 * 8, "scales": 64 * 4, "zeros": 1, "mins": 1, "super_scales": 1, "super_mins": 1,
+                     "books": 1}  # fmt: skip
 
 
 def test_every_order_has_a_row():
-    assert set(stored.EXTENTS) == set(choose.FAMILIES) == {*choose.TILE, "dense"}
+    others = set(stored.EXTENTS) - {"vector"}  # which takes two launches, and no Format: choose.steps
+    assert others == set(choose.FAMILIES) == {*choose.TILE, "dense"}
 
 
 @pytest.mark.parametrize("name", catalog.FORMATS)
@@ -79,6 +84,45 @@ def tiled(name: str = "planes4-g32-zeros", order: str = "mad") -> TiledWeight:
 def test_sizes_that_do_not_belong_together(changes, words):
     with pytest.raises(FormatError, match=words):
         stored.check(dataclasses.replace(tiled(), **changes))
+
+
+def test_sizes_of_vectors():
+    """130 rows of 97 weights: two tiles of 128 rows, 128 / 8 indices each; books of one side or of both."""
+    form = VectorFormat(8)
+    one = tile_vector(random_vectors(form, 130, 97))
+    assert stored.array_bytes(one) | {"books": 0} == dict.fromkeys(stored.ARRAYS, 1) | {
+        "codes": 256 * 16, "scales": 256 * 4, "books": 0}  # fmt: skip
+    for terms in (1, 2):
+        for length in (2, 4, 8):
+            for n, k in SIZES:
+                w = random_vectors(VectorFormat(length, terms), n, k)
+                for weight in (tile_vector(w), tile_gated(w, w)):
+                    want = {part: getattr(weight, part).nbytes for part in stored.ARRAYS}
+                    assert stored.array_bytes(weight) == want, (length, terms, n, k)
+                    stored.check(weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"padded_n": 224}, "padded_n"),
+        ({"k": 129, "padded_k": 160}, "codes"),
+        ({"codes": aligned(4096 - 64, np.uint8)}, "codes"),
+        ({"scales": aligned(512, np.uint8)}, "scales"),
+        ({"books": aligned(64, np.uint8)}, "books"),
+        ({"books": aligned(3 * 2048, np.uint8)}, "books"),
+        ({"format": VectorFormat(8, 2)}, "codes"),
+        ({"format": VectorFormat(2)}, "codes"),
+        ({"order": "mad"}, "mad order takes, got vectors8"),
+        ({"order": "dense"}, "dense order takes, got vectors8"),
+        ({"format": catalog.int8(0)}, "vector order takes, got int8-row"),
+    ],
+    ids=str,
+)
+def test_sizes_of_vectors_that_do_not_belong_together(changes, words):
+    weight = tile_vector(random_vectors(VectorFormat(8), 130, 97))
+    with pytest.raises(FormatError, match=words):
+        stored.check(dataclasses.replace(weight, **changes))
 
 
 def test_arrays_off_their_cache_line():
