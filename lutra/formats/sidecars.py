@@ -10,6 +10,7 @@ Sources   perm: GPTQ with act-order, arXiv 2210.17323; input_scale: AWQ, arXiv 2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,9 @@ import numpy as np
 from lutra.errors import FormatError
 from lutra.formats import integer
 from lutra.formats.qtensor import QTensor
-from lutra.formats.reduce import dense_spec
+from lutra.formats.reduce import PARTIALS, dense_spec
+
+LowRank = tuple[list[np.ndarray], np.ndarray]  # of several weights: U of each, and V
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,31 @@ def matmul(x: np.ndarray, w: Adapted) -> np.ndarray:
     u, v = w.low_rank
     total: np.ndarray = y + dense_spec(dense_spec(x, v), u)
     return total
+
+
+def join(pairs: Sequence[tuple[np.ndarray, np.ndarray] | None], rows: Sequence[int]) -> LowRank | None:
+    """The low-rank terms of weights that are to be one, as one: the same sums, to the last bit.
+
+    pairs    U f32 [N, r] and V f32 [r, K] of each weight, None where it has no such term
+    rows     N of each weight
+    returns  each U with columns for the others', f32 [N, R], and all V below each other, f32 [R, K]; None where no
+             weight has one.  Ranks are filled up with zeros to whole PARTIALS, so that a sum's parts stay the same
+
+    >>> us, v = join([(np.ones((1, 1)), np.full((1, 3), 2)), None], [1, 1])
+    >>> us[0].tolist(), us[1].tolist(), v[:, 0].tolist()
+    ([[1.0, 0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0, 0.0]], [2, 0, 0, 0])
+    """
+    there = [pair for pair in pairs if pair is not None and len(pair[1])]
+    if not there:
+        return None
+    vs = [np.pad(v, ((0, -len(v) % PARTIALS), (0, 0))) for _, v in there]
+    ranks = iter(np.cumsum([0, *map(len, vs)]))
+    us = [np.zeros((n, sum(map(len, vs))), np.float32) for n in rows]
+    for wide, pair in zip(us, pairs, strict=True):
+        if pair is not None and len(pair[1]):
+            first = int(next(ranks))
+            wide[:, first : first + len(pair[1])] = pair[0]
+    return us, np.concatenate(vs)
 
 
 def _expect(name: str, array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> None:

@@ -41,7 +41,7 @@ from lutra.kernels.buffers import LINE_BYTES, check_state
 from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
 from lutra.kernels.levels import float_unit, small_float
 from lutra.kernels.plan import Plan
-from lutra.kernels.tiles import CHUNK, ROWS, TiledWeight
+from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
 
 BLOCK = 256  # columns of a pair that stay in the first cache: 8 to 32 KiB
 
@@ -52,11 +52,13 @@ def matmul_dense(
     scales: Pointer[u8],
     x: Pointer[f32],
     bias: Pointer[f32],
+    start: Pointer[f32],
     y: Pointer[f32],
     state: Pointer[i64],
     pairs: i64,
     columns: i64,
     x_stride: i64,
+    start_stride: i64,
     y_stride: i64,
     y_column: i64,
     task: i64,
@@ -65,6 +67,7 @@ def matmul_dense(
     format,
     epilogue,
     has_bias,
+    has_start,
     tile_m,
     plan,
 ):
@@ -78,6 +81,9 @@ def matmul_dense(
         passes = [multiply(w, x, starts, range(t, t + plan.tiles), plan) for t in range(0, 2, plan.tiles)]
         for m, row in enumerate(rows):
             outs = [out for one in passes for out in one[m]]
+            if has_start:
+                at = row * start_stride + pair * PAIR
+                outs = [load(start, at + tile * ROWS, ROWS) + out for tile, out in enumerate(outs)]
             finish_pair(outs, y, row * y_stride + y_column, pair, epilogue, bias if has_bias else None)
 
 
@@ -160,8 +166,9 @@ def bind(
     tile_m: int,
     isa: str | None = None,
     shape: Plan | None = None,
+    start: np.ndarray | None = None,
 ) -> Step:
-    """Bind y = epilogue(x @ weight.T) to buffers.
+    """Bind y = epilogue(x @ weight.T), or of start + x @ weight.T, to buffers.
 
     weight   dense order
     x        f32 [rows, stride >= padded_k], rows a multiple of tile_m, columns beyond K zero
@@ -169,6 +176,7 @@ def bind(
     state    int64; state[0] is the number of rows
     bias     f32 [padded_n] or None
     shape    the plan; None takes the one measured best, else the table's
+    start    f32 [rows, stride >= padded_n], what the product is added to before bias and epilogue; None for nothing
     Raises KernelError when the buffers do not fit the weight.
     """
     if weight.order != "dense":
@@ -179,13 +187,17 @@ def bind(
             f"expected x of a multiple of {tile_m} rows and at least {weight.padded_k} columns, got {x.shape}; "
             f"round its rows up to 16 and its columns up to 64"
         )
+    if start is not None and (start.ndim != 2 or start.shape[1] < weight.padded_n or len(start) < len(y)):
+        raise KernelError(f"expected start of {len(y)} rows and at least {weight.padded_n} columns, got {start.shape}; "
+                          "allocate it like y")  # fmt: skip
     check_state(state)
     launch = matmul_dense.bind(
         dict(
             codes=weight.codes, scales=weight.scales, x=x, bias=bias_or_dummy(bias), y=y, state=state,
+            start=bias_or_dummy(start), start_stride=0 if start is None else start.shape[1],
             pairs=weight.num_pairs, columns=weight.padded_k, x_stride=x.shape[1], y_stride=y.shape[1], y_column=column,
         ),
         isa, dtype=weight.dtype or "u8", format=weight.format, epilogue=epilogue, has_bias=bias is not None,
-        tile_m=tile_m, plan=shape or tuned.plan(weight, tile_m, isa),
+        has_start=start is not None, tile_m=tile_m, plan=shape or tuned.plan(weight, tile_m, isa),
     )  # fmt: skip
     return Step(launch, weight.num_pairs, tile_m)

@@ -57,7 +57,7 @@ def scale_layer(layer: Layer, inputs: Mapping[str, Inputs], clips: bool) -> None
         def quantise(w: np.ndarray, format: Format, x: np.ndarray = x, base=base) -> QTensor:  # type: ignore[no-untyped-def]
             return clip_for_inputs(w, x, format, base)
 
-        layer.put(name, quantise if clips and name not in UNCLIPPED else base, w)
+        layer.put(name, quantise if clips and name not in UNCLIPPED else base, w, np.square(x).mean(0))
 
 
 def _fold(layer: Layer, weights: dict[str, np.ndarray], first: str):  # type: ignore[no-untyped-def]

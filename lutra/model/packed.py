@@ -4,6 +4,7 @@ name of an array                what it is
 layers.0.qkv.0.codes            TiledWeight.codes; .scales .zeros .mins .super_scales .super_mins .books as the format
                                 has them; .bias f32 [padded_n]; .perm i32 [K] and .factors f32 [K] where inputs are put
                                 in order first
+layers.0.o.low_rank_u, _v       weights of their own, [N, r] and [r, K], where a low-rank term is added
 layers.0.o  .gate_up  .down     the same; q, k and v lie side by side as qkv.0, or are qkv.0 .1 .2 if formats differ
 layers.0.attn_norm  ...         f32 vectors, by LayerWeights' names
 final_norm, head, embed         embed only where the head is not the embedding
@@ -36,8 +37,9 @@ from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import DENSE_DTYPES, ROWS, TiledWeight, round_up
 from lutra.model.config import ModelConfig, to_json
 from lutra.model.tokenizer import TOKENIZER_JSON, VOCABULARY_JSON
-from lutra.model.weights import Inputs, LayerWeights, Linear, Weights
+from lutra.model.weights import Inputs, LayerWeights, Linear, LowRank, Weights
 
+LOW_RANK = ("low_rank_u", "low_rank_v")
 SIZES = ("n", "k", "padded_n", "padded_k")
 ROPE = "rope_freqs"
 AGAIN = "pack the model again"
@@ -77,7 +79,7 @@ def write(
     raises      FileError   see files/packed.write
     """
     settings, texts = tokenizer
-    named = dict(linears(weights))
+    named = dict(_with_low_rank(linears(weights)))
     formats = [linear.weight.format for linear in named.values() if linear.weight.format is not None]
     header = {
         "config": to_json(config),
@@ -92,6 +94,14 @@ def write(
     arrays |= {name: array for name, array in parts.items() if not name.endswith(".codes")}  # all that `load` looks at
     arrays |= {name: array for name, array in parts.items() if name.endswith(".codes")}
     packed.write(path, header, arrays, progress)
+
+
+def _with_low_rank(named: Iterator[tuple[str, Linear]]) -> Iterator[tuple[str, Linear]]:
+    for name, linear in named:
+        yield name, linear
+        if linear.low_rank is not None:
+            parts = zip(LOW_RANK, (linear.low_rank.u, linear.low_rank.v), strict=True)
+            yield from ((f"{name}.{part}", Linear(weight)) for part, weight in parts)
 
 
 def _stated(weight: TiledWeight) -> dict[str, Any]:
@@ -185,7 +195,21 @@ class Reader:
         needs_bias = self.config.qkv_bias and ".qkv." in name
         has_bias = may_have_bias and (needs_bias or f"{name}.bias" in self.file.tensors)
         bias = self.vector(f"{name}.bias", weight.padded_n) if has_bias else None
-        return Linear(weight, bias, column, self._inputs(name, k) if may_have_inputs else None)
+        if not may_have_inputs:
+            return Linear(weight, bias, column)
+        return Linear(weight, bias, column, self._inputs(name, k), self._low_rank(name, n, k))
+
+    def _low_rank(self, name: str, n: int, k: int) -> LowRank | None:
+        """The low-rank term of a weight, where it has one: floats of any rank."""
+        u, v = (f"{name}.{part}" for part in LOW_RANK)
+        if not self.has(u):
+            return None
+        rank = self._statement(u)[2][1]
+        found = LowRank(self._weight(u, n, rank), self._weight(v, rank, k))
+        wrong = next((weight for weight in (found.u, found.v) if weight.order != "dense"), None)
+        if wrong is not None:
+            raise self.refuse(u, "low-rank terms in dense order", wrong.order)
+        return found
 
     def _inputs(self, name: str, k: int) -> Inputs | None:
         """The order and scale of a weight's inputs, where it has them: each input once."""

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from lutra.compiler.launch import Step
-from lutra.kernels import activations, adapt, argmax, choose, embed, kv, matmul_trit, norm
+from lutra.kernels import activations, adapt, argmax, choose, embed, kv, matmul_dense, matmul_trit, norm
 from lutra.kernels.activations import Activations
 from lutra.kernels.buffers import aligned
 from lutra.kernels.cache import Cache
 from lutra.kernels.pieces import Room
-from lutra.kernels.tiles import TiledWeight
-from lutra.model.buffers import Buffers
+from lutra.kernels.tiles import TiledWeight, round_up
+from lutra.model.buffers import COLUMN_BLOCK, Buffers
 from lutra.model.config import ModelConfig
 from lutra.model.weights import Inputs, LayerWeights, Linear, Weights
 
@@ -65,7 +65,8 @@ class Recorder:
         for linears in sharing_inputs(layer.qkv):
             steps += self._inputs(linears, b.residual, layer.attn_norm, b.state)
             for linear in linears:
-                steps += self._matmul(linear, self.scratch.of(linear.weight, b.residual), b.qkv, b.state, "store")
+                source = self.scratch.of(linear.weight, b.residual)
+                steps += self._linear(linear, source, b.residual, layer.attn_norm, b.qkv, "store")
         norms: dict[str, Any] = {"q_norm": layer.q_norm, "k_norm": layer.k_norm, "eps": c.norm_eps}
         options: dict[str, Any] = {"heads": c.num_heads, "isa": self.isa}
         steps.append(kv.bind_store(b.qkv, cache, b.queries, b.cos, b.sin, b.state, **options, **norms))
@@ -77,7 +78,7 @@ class Recorder:
         b, gate_up = self.buffers, layer.gate_up
         steps = self._inputs((gate_up,), b.residual, layer.ffn_norm, b.state)
         source = self.scratch.of(gate_up.weight, b.residual)
-        steps += self._matmul(gate_up, source, b.gated, b.state, self.config.activation)
+        steps += self._linear(gate_up, source, b.residual, layer.ffn_norm, b.gated, self.config.activation)
         return steps + self._project(layer.down, b.gated, layer.ffn_sub_norm)
 
     def _project(self, linear: Linear, x: np.ndarray, norm_weight: np.ndarray | None) -> list[Step]:
@@ -86,7 +87,7 @@ class Recorder:
         reads_x = norm_weight is None and linear.weight.order == "dense" and linear.inputs is None
         source = x if reads_x else self.scratch.of(linear.weight, x)
         steps = [] if reads_x else self._inputs((linear,), x, norm_weight, b.state)
-        return steps + self._matmul(linear, source, b.residual, b.state, "add")
+        return steps + self._linear(linear, source, x, norm_weight, b.residual, "add")
 
     def _inputs(
         self,
@@ -99,8 +100,12 @@ class Recorder:
         """x normalised, in order, and quantised where a linear wants int8: once for each kind of input they need."""
         kinds = {self.scratch.kind(linear.weight): linear.weight for linear in linears}
         steps = []
+        if norm_weight is not None and any(linear.inputs or linear.low_rank for linear in linears):
+            x, steps, norm_weight = *self._normed(x, norm_weight, linears[0].weight.k, state), None
         if linears[0].inputs is not None:
-            x, steps, norm_weight = *self._in_order(linears[0].inputs, x, norm_weight, state), None
+            ordered = self.scratch.floats("ordered", x.shape)
+            steps.append(self._in_order(linears[0].inputs, x, ordered, state))
+            x = ordered
         for weight in kinds.values():
             target = self.scratch.of(weight, x)
             options: dict[str, Any] = {"width": weight.k, "source_row": source_row, "isa": self.isa}
@@ -110,22 +115,45 @@ class Recorder:
                 if target.trits is not None:
                     blocks = [self._row_block(linear.weight) for linear in linears if linear.weight.order == "trit5"]
                     steps += matmul_trit.bind_inputs(target, state, blocks, isa=self.isa)
+            elif norm_weight is None:
+                steps.append(self._in_order(as_it_comes(weight.k), x, target, state))
             else:
-                assert norm_weight is not None
                 steps.append(norm.bind(x, norm_weight, target, state, **options))
         return steps
 
-    def _in_order(
-        self, inputs: Inputs, x: np.ndarray, norm_weight: np.ndarray | None, state: np.ndarray
+    def _normed(
+        self, x: np.ndarray, norm_weight: np.ndarray, width: int, state: np.ndarray
     ) -> tuple[np.ndarray, list[Step]]:
-        """x normalised, then in the order and scale that a weight with side-cars wants."""
-        ordered = self.scratch.floats("ordered", x.shape)
-        if norm_weight is None:
-            return ordered, [adapt.bind(x, inputs.perm, inputs.factors, ordered, state, isa=self.isa)]
+        """x normalised, where something else than the weight reads it too."""
         normed = self.scratch.floats("normed", x.shape)
-        options: dict[str, Any] = {"width": inputs.perm.size, "eps": self.config.norm_eps, "isa": self.isa}
-        first = norm.bind(x, norm_weight, normed, state, **options)
-        return ordered, [first, adapt.bind(normed, inputs.perm, inputs.factors, ordered, state, isa=self.isa)]
+        options: dict[str, Any] = {"width": width, "eps": self.config.norm_eps, "isa": self.isa}
+        return normed, [norm.bind(x, norm_weight, normed, state, **options)]
+
+    def _in_order(self, inputs: Inputs, x: np.ndarray, y: np.ndarray, state: np.ndarray) -> Step:
+        """y is x in the order and scale that a weight with side-cars wants."""
+        return adapt.bind(x, inputs.perm, inputs.factors, y, state, isa=self.isa)
+
+    def _linear(
+        self, linear: Linear, source: Source, x: np.ndarray, norm_weight: np.ndarray | None, y: np.ndarray,
+        epilogue: str,
+    ) -> list[Step]:  # fmt: skip
+        """y = epilogue(linear(source)); with a low-rank term, u @ (v @ x) is added before the bias.
+
+        x   f32 [rows, stride] that `source` was made of, normalised first where there is a norm
+        """
+        state, low = self.buffers.state, linear.low_rank
+        if low is None:
+            return self._matmul(linear, source, y, state, epilogue)
+        x = x if norm_weight is None else self.scratch.floats("normed", x.shape)
+        thin, wide = (self.scratch.floats(name, (len(x), round_up(weight.padded_n, COLUMN_BLOCK)))
+                      for name, weight in (("thin", low.v), ("wide", linear.weight)))  # fmt: skip
+        last = matmul_dense.bind(
+            low.u, thin, y, state, epilogue=epilogue, bias=linear.bias, column=linear.column, start=wide,
+            tile_m=self._row_block(low.u), isa=self.isa,
+        )  # fmt: skip
+        alone = Linear(linear.weight)
+        first = self._matmul(Linear(low.v), x, thin, state, "store")
+        return [*first, *self._matmul(alone, source, wide, state, "store"), last]
 
     def _matmul(self, linear: Linear, source: Source, y: np.ndarray, state: np.ndarray, epilogue: str) -> list[Step]:
         *before, step = choose.steps(
@@ -141,6 +169,11 @@ class Recorder:
 def sharing_inputs(linears: tuple[Linear, ...]) -> list[tuple[Linear, ...]]:
     """Linears of one input, apart where each wants it in an order of its own: buffers are written just before use."""
     return [linears] if all(linear.inputs is None for linear in linears) else [(linear,) for linear in linears]
+
+
+def as_it_comes(k: int) -> Inputs:
+    """Inputs in their own order."""
+    return Inputs(np.arange(k, dtype=np.int32), np.ones(k, np.float32))
 
 
 Source = Activations | np.ndarray  # what a linear reads: int8 activations, or f32 [rows, stride]

@@ -28,6 +28,7 @@ from lutra.files.model_file import ModelFile
 from lutra.files.names import LINEARS
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
+from lutra.formats.sidecars import Adapted
 from lutra.formats.vectors import VectorFormat, VectorWeight
 from lutra.model import awq, calibrate
 from lutra.model.config import ModelConfig, config_from, to_json
@@ -37,6 +38,7 @@ from lutra.model.rope import rope_frequencies
 from lutra.model.tokenizer import Tokenizer, to_stored
 from lutra.model.weights import Matrix, widen
 from lutra.quantize.gptq import Factor, gptq
+from lutra.quantize.lorc import low_rank
 from lutra.quantize.methods import METHODS, Quantise, method_for
 from lutra.quantize.vptq import vptq
 
@@ -211,9 +213,10 @@ class Job:
             if any(layer.format(name) for name in names):
                 factor = Factor.of(inputs.hessian, recipe.damp, recipe.act_order)
                 options = {"static_groups": recipe.static_groups}
+                squares = np.diagonal(inputs.hessian)
                 with ThreadPoolExecutor(self.threads) as pool:
-                    list(pool.map(lambda name: layer.put(name, partial(_feedback, factor, options, layer.base(name))),
-                                  names))  # fmt: skip
+                    list(pool.map(lambda name: layer.put(name, partial(_feedback, factor, options, layer.base(name)),
+                                                         mean_squares=squares), names))  # fmt: skip
             else:
                 for name in names:
                     layer.put(name, layer.base(name))
@@ -321,17 +324,24 @@ class Layer:
         assert found is None or isinstance(found, np.ndarray)
         return found
 
-    def put(self, name: str, quantise: Quantise, w: np.ndarray | None = None) -> None:
+    def put(
+        self, name: str, quantise: Quantise, w: np.ndarray | None = None, mean_squares: np.ndarray | None = None
+    ) -> None:
         """Quantise a weight, or keep it as stored where it has no format.
 
-        w   f32 [N, K], if it is not the stored one any more
+        w             f32 [N, K], if it is not the stored one any more
+        mean_squares  float [K] of its inputs, where there is a calibration text: for the low-rank term
         """
         form, full = self.format(name), self.prefix + name
         if form is None:
             self.done[full] = self.stored(name) if w is None else w
             return
         w = widen(self.stored(name)) if w is None else w
-        q = quantise(w, form)
+        q: Matrix = quantise(w, form)
+        if self.job.recipe.lorc:
+            if not isinstance(q, QTensor):
+                raise RequestError(f"expected a format of codes and scales for --lorc, got {form.name}; leave it out")
+            q = low_rank(w, q, self.job.recipe.lorc, mean_squares)
         self.done[full] = q
         self.errors[full] = _squares(w, q)
 
@@ -388,7 +398,7 @@ def _rounded_head(head: Matrix, format: Format, recipe: Recipe) -> tuple[QTensor
     return QTensor.concat(parts), errors.tolist()
 
 
-def _squares(w: np.ndarray, q: QTensor) -> list[float]:
+def _squares(w: np.ndarray, q: Any) -> list[float]:
     """Sums of squares of the weights and of the errors."""
     error = q.dequantize()
     error -= w

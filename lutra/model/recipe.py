@@ -35,6 +35,7 @@ class Recipe:
     windows, length  calibration: so many windows of so many tokens
     damp, act_order, static_groups   of GPTQ
     sequential       calibrate on what the quantised layers before put out, not the float ones
+    lorc             rank of the low-rank term that LoRC puts beside every quantised weight of the layers, 0 for none
     """
 
     format: str
@@ -47,6 +48,7 @@ class Recipe:
     act_order: bool = False
     static_groups: bool = False
     sequential: bool = False
+    lorc: int = 0
 
     def words(self) -> list[str]:
         """The method's words, checked.  Raises RequestError for one there is not."""

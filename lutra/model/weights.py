@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from lutra.errors import FormatError
+from lutra.formats import sidecars
 from lutra.formats.qtensor import QTensor
 from lutra.formats.sidecars import Adapted
 from lutra.formats.vectors import VectorWeight
@@ -35,6 +35,17 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """What is added to a product with a weight: u @ (v @ x), both dense, x in its own order and not quantised.
+
+    u   [N, r]      v   [r, K]
+    """
+
+    u: TiledWeight
+    v: TiledWeight
+
+
+@dataclass(frozen=True)
 class Linear:
     """One weight in tile order, with its bias.
 
@@ -42,12 +53,20 @@ class Linear:
     bias     f32 [padded_n] or None
     column   where its outputs start in the row it writes
     inputs   how its inputs are put in order first; None for as they come
+    low_rank its low-rank term, None for none
     """
 
     weight: TiledWeight
     bias: np.ndarray | None = None
     column: int = 0
     inputs: Inputs | None = None
+    low_rank: LowRank | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that a product reads."""
+        beside = (self.low_rank.u, self.low_rank.v) if self.low_rank else ()
+        return sum(weight.num_bytes for weight in (self.weight, *beside))
 
 
 @dataclass(frozen=True)
@@ -83,13 +102,14 @@ class Weights:
     def bytes_per_token(self) -> int:
         """Bytes of weights that one decode step reads."""
         linears = [linear for layer in self.layers for linear in (*layer.qkv, layer.o, layer.gate_up, layer.down)]
-        return sum(linear.weight.num_bytes for linear in (*linears, self.head))
+        return sum(linear.num_bytes for linear in (*linears, self.head))
 
 
 def tile(matrix: Matrix, bias: np.ndarray | None = None, column: int = 0, order: str | None = None) -> Linear:
     """Put a weight into `order` if that takes its format, else into the order of the kernel that `choose` picks."""
     if isinstance(matrix, Adapted):
-        return replace(tile(matrix.weight, bias, column, order), inputs=_inputs(matrix))
+        bare = tile(matrix.weight, bias, column, order)
+        return replace(bare, inputs=_inputs(matrix), low_rank=_low_rank(matrix))
     if isinstance(matrix, VectorWeight) and order == "mad":
         matrix = matrix.as_int8()
     holds = order is not None and not isinstance(matrix, np.ndarray) and EXTENTS[order].holds(matrix.format)
@@ -130,11 +150,9 @@ def gated(gate: Matrix, up: Matrix, order: str | None = None) -> Linear:
         gate, up = gate.as_int8(), up.as_int8()
     if not _can_stack([gate, up]):
         gate, up = widen(gate), widen(up)
-    if isinstance(gate, Adapted) and isinstance(up, Adapted):
-        both = interleave_rows(gate.weight, up.weight)
-        return replace(tile(both, order=order), inputs=_inputs(gate))
-    pair: tuple[Any, Any] = (gate, up)
-    return tile(interleave_rows(*pair), order=order)
+    pair: tuple[Any, Any] = (_bare(gate), _bare(up))
+    both = interleave_rows(*pair)
+    return tile(_adapted([gate, up], both, lambda parts: interleave_rows(*parts)), order=order)
 
 
 def widen(matrix: Matrix) -> np.ndarray:
@@ -142,23 +160,42 @@ def widen(matrix: Matrix) -> np.ndarray:
     return np.asarray(matrix, np.float32) if isinstance(matrix, np.ndarray) else matrix.dequantize()
 
 
-def _inputs(matrix: Adapted) -> Inputs:
-    """What the kernel of side-cars reads.
-
-    raises   FormatError   a low-rank term, for which there is no kernel
-    """
-    if matrix.low_rank is not None:
-        raise FormatError("expected a weight without a low-rank term, got one; widen it, or quantise without")
+def _inputs(matrix: Matrix) -> Inputs | None:
+    """What the kernel that puts inputs in order reads, None where they are in order."""
+    if not isinstance(matrix, Adapted) or (matrix.perm is None and matrix.input_scale is None):
+        return None
     k = matrix.shape[1]
     perm = np.arange(k, dtype=np.int32) if matrix.perm is None else matrix.perm
     factors = np.ones(k, np.float32) if matrix.input_scale is None else matrix.input_scale[perm]
     return Inputs(perm, factors)
 
 
+def _low_rank(matrix: Adapted) -> LowRank | None:
+    if matrix.low_rank is None or not len(matrix.low_rank[1]):
+        return None
+    u, v = (choose.tile(np.ascontiguousarray(part)) for part in matrix.low_rank)
+    return LowRank(u, v)
+
+
+def _bare(matrix: Matrix) -> Matrix:
+    """A weight without its side-cars."""
+    return matrix.weight if isinstance(matrix, Adapted) else matrix
+
+
+def _adapted(matrices: Sequence[Matrix], whole: Any, merge: Callable[[list[np.ndarray]], np.ndarray]) -> Matrix:
+    """`whole`, which weights with the same inputs were merged to, with the side-cars they had."""
+    one = next((matrix for matrix in matrices if isinstance(matrix, Adapted)), None)
+    if one is None:
+        return cast(Matrix, whole)
+    terms = [matrix.low_rank if isinstance(matrix, Adapted) else None for matrix in matrices]
+    low = sidecars.join(terms, [matrix.shape[0] for matrix in matrices])
+    return Adapted(whole, one.perm, one.input_scale, low and (merge(low[0]), low[1]))
+
+
 def _can_stack(matrices: Sequence[Matrix]) -> bool:
     """Whether weights can be one: of one format, and with the same inputs."""
-    adapted = [_inputs(matrix) for matrix in matrices if isinstance(matrix, Adapted)]
-    same_inputs = not adapted or (len(adapted) == len(matrices) and all(adapted[0].equals(x) for x in adapted[1:]))
+    first, *others = [_inputs(matrix) for matrix in matrices]
+    same_inputs = all(other is None if first is None else other and first.equals(other) for other in others)
     return same_inputs and len({_kind(matrix) for matrix in matrices}) == 1
 
 
@@ -171,9 +208,8 @@ def _kind(matrix: Matrix) -> object:
 
 
 def _stack(matrices: Sequence[Matrix]) -> Matrix:
-    adapted = [matrix for matrix in matrices if isinstance(matrix, Adapted)]
-    if adapted:
-        return replace(adapted[0], weight=QTensor.concat([matrix.weight for matrix in adapted]))
+    if any(isinstance(matrix, Adapted) for matrix in matrices):
+        return _adapted(matrices, _stack([_bare(matrix) for matrix in matrices]), np.concatenate)
     vectors = [matrix for matrix in matrices if isinstance(matrix, VectorWeight)]
     if vectors:
         return VectorWeight.concat(vectors)

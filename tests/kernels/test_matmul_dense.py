@@ -76,6 +76,27 @@ def test_epilogues():
     assert np.array_equal(y[:m, 32:52], np.float32(1) + (parts[0] + np.float32(3)))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_product_is_added_to_what_it_starts_with_before_bias_and_gate(isa):
+    m, (x, gate), (_, up) = 3, random_linear(3, 20, 40, np.float32, 4), random_linear(3, 20, 41, np.float32, 4)
+    both = tile_dense(interleave_rows(gate, up[:, :40]))
+    start, y = aligned((4, both.padded_n), np.float32), aligned((4, 64), np.float32)
+    start[:] = np.random.default_rng(0).standard_normal(start.shape)
+    pairs = start.reshape(4, -1, 2, 16)[:m]
+    parts = [pairs[:, :, side].reshape(m, -1)[:, :20] + matmul_dense.dense_spec(x[:m, :40], w)
+             for side, w in enumerate((gate, up[:, :40]))]  # fmt: skip
+    run(matmul_dense.bind(both, x, y, state(m), epilogue="silu", tile_m=2, start=start, isa=isa), m)
+    assert np.array_equal(y[:m, :20], silu_spec(parts[0]) * parts[1])
+    bias = aligned(32, np.float32)
+    bias[:20], y[:] = 3, 1
+    options = dict(epilogue="add", tile_m=1, isa=isa)
+    run(matmul_dense.bind(tile_dense(gate), x, y, state(m), bias=bias, start=start, **options), m)
+    product = start[:m, :20] + matmul_dense.dense_spec(x[:m, :40], gate)
+    assert np.array_equal(y[:m, :20], np.float32(1) + (product + np.float32(3)))
+    with pytest.raises(KernelError, match="expected start of 4 rows and at least 32 columns, got .4, 16."):
+        matmul_dense.bind(tile_dense(gate), x, y, state(m), start=np.zeros((4, 16), np.float32), **options)
+
+
 def test_the_interpreter_agrees_and_stays_inside_the_buffers():
     x, w = random_linear(2, 33, 33, ml_dtypes.bfloat16, 2)
     step = matmul_dense.bind(tile_dense(w), x, aligned((2, 64), np.float32), state(2), epilogue="store", tile_m=2)
