@@ -17,7 +17,7 @@ COMPLETE = "use a model whose config is complete"
 class Fields:
     """Named values of one file, refused with the file's and the field's name where they do not fit.
 
-    A missing value and null are the same, as in config.json.
+    A missing value and null are the same, as in config.json; but a number that is null is refused.
     """
 
     def __init__(self, path: Path, values: Mapping[str, Any], prefix: str = "") -> None:
@@ -46,9 +46,7 @@ class Fields:
 
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
         """Return a finite float from low to high.  raises FileError."""
-        value = self.get(key)
-        if value is None and default is not None:
-            value = default
+        value = self.values.get(self.prefix + key, default)
         if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
             raise self.refuse(key, f"a number from {low:g} to {high:g}", value)
         return float(value)

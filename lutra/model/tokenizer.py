@@ -169,8 +169,8 @@ def _from_folder(model_file: ModelFile) -> Tokenizer:
     prefix = encoder.prefix()
     bos_id = prefix[0] if prefix else config.bos_id
     settings = side_file(model_file.folder, "tokenizer_config.json")
-    asked = settings is not None and settings.flag("add_bos_token", False)
-    return _from_library(path, encoder, config, bos_id, bool(prefix) or asked)
+    add_bos = bool(prefix) if settings is None else settings.flag("add_bos_token", bool(prefix))
+    return _from_library(path, encoder, config, bos_id, add_bos)
 
 
 def _from_library(

@@ -108,6 +108,7 @@ def test_end_tokens_are_gathered(tmp_path):
     ({"num_key_value_heads": 3}, "divisor"), ({"num_key_value_heads": 16}, "num_key_value_heads"),
     ({"head_dim": 7}, "even"), ({"hidden_size": 100}, "head_dim"), ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
     ({"vocab_size": -1}, "vocab_size"), ({"rms_norm_eps": -1}, "rms_norm_eps"), ({"rms_norm_eps": math.nan}, "eps"),
+    ({"rms_norm_eps": None}, "rms_norm_eps: expected a number .* got nothing"),
     ({"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM"),
     ({"architectures": 3, "model_type": 5}, "model_type"),
     ({"hidden_act": "gelu"}, "gelu"), ({"mlp_bias": True}, "mlp_bias"), ({"rope_theta": 0}, "rope_theta"),

@@ -263,6 +263,11 @@ def test_bos_only_where_the_model_wants_it(tmp_path, library):
     (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true}')
     assert Tokenizer.from_file(model_file).encode("a")[0] == 0
     assert Tokenizer.from_file(model_file).encode("a", add_bos=False)[0] != 0
+    library.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    for stated, first in (("{}", True), ('{"add_bos_token": null}', True), ('{"add_bos_token": false}', False)):
+        (tmp_path / "tokenizer_config.json").write_text(stated)
+        tokenizer = Tokenizer.from_file(folder_file(tmp_path, library))
+        assert (tokenizer.encode("a")[0] == 0) == first and tokenizer.bos_id == 0
 
 
 def test_folder_with_sentencepiece_spelling(tmp_path):
