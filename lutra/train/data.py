@@ -7,6 +7,7 @@ out, never part of one; of the stories, the last ones are held out.  The texts t
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -80,10 +81,17 @@ def split_titles(titles: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def read_novels(folder: Path) -> dict[str, list[str]]:
-    """Read every title of a folder: file stem -> paragraphs.  Raises FileError when there is none."""
-    files = [p for p in sorted(folder.glob("*.txt")) if "_" in p.stem]
+    """Read every title of a folder: file stem -> paragraphs; other files are named on stderr, not read.
+
+    raises   FileError   there is none
+    """
+    texts = sorted(folder.glob("*.txt"))
+    files = [path for path in texts if "_" in path.stem]
     if not files:
         raise FileError(f"expected novels named Author_Title_Year.txt in {folder}, got none; check the path given")
+    for path in texts:
+        if path not in files:
+            print(f"{path}: not read: no novel is named so, but Author_Title_Year.txt", file=sys.stderr)
     return {p.stem: paragraphs(p.read_text("utf-8", errors="replace")) for p in files}
 
 

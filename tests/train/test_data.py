@@ -51,7 +51,7 @@ def test_split_never_shares_a_title() -> None:
     assert data.split_titles(reversed(titles)) == (train, held_out)
 
 
-def test_read_corpus_from_files(tmp_path: Path) -> None:
+def test_read_corpus_from_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(10):
         (tmp_path / f"Author_Title{i}_1900.txt").write_text("He went to the sea, and looked at it.\n\n" * 5)
     (tmp_path / "README.txt").write_text("About these novels and where they come from.")
@@ -59,6 +59,8 @@ def test_read_corpus_from_files(tmp_path: Path) -> None:
     got = data.read_corpus(tmp_path, tmp_path / "tales.txt.stories")
     assert len(got.train_novels) == 9 and len(got.held_out_novels) == 1
     assert got.train_stories + got.held_out_stories == TALES
+    said = f"{tmp_path / 'README.txt'}: not read: no novel is named so, but Author_Title_Year.txt\n"
+    assert capsys.readouterr().err == said
 
 
 def test_missing_text_is_an_error(tmp_path: Path) -> None:
