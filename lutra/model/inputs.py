@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lutra.model.config import ModelConfig
+from lutra.model.float_layer import norm
 from lutra.model.transformer import Transformer
 from lutra.model.weights import LayerWeights
 
@@ -85,7 +86,4 @@ def _next(
 
 def _normalised(x: np.ndarray, weight: np.ndarray | None, eps: float) -> np.ndarray:
     """RMSNorm of every row, f32 [rows, K]; a copy where there is no weight."""
-    if weight is None:
-        return x.copy()
-    square = np.mean(np.square(x, dtype=np.float64), 1, keepdims=True)
-    return np.asarray(x / np.sqrt(square + eps) * weight[: x.shape[1]], np.float32)
+    return x.copy() if weight is None else norm(x, weight[: x.shape[1]], eps)
