@@ -9,6 +9,7 @@ import pytest
 from lutra.errors import FileError
 from lutra.files import open_model
 from lutra.formats.tables import TABLES
+from lutra.quantize.quality import sqnr_db
 from tests.files import checkpoint_writers as write
 from tests.files.safetensors_writer import write_safetensors
 
@@ -236,6 +237,23 @@ def test_nf4_levels_are_rounded_to_127ths(tmp_path):
     wide = np.repeat(absmax, 64, axis=1)
     assert np.abs(got - NF4[codes] * wide).max() <= 0.5001 / 127 * absmax.max()
     np.testing.assert_allclose(got, TABLES["nf4"][codes] / 127 * wide, rtol=3e-7)
+
+
+def test_what_rounding_nf4_levels_costs():
+    """The number on docs/files.md: normal weights in blocks of 64, against the exact table."""
+    w = np.random.default_rng(0).standard_normal((1 << 15, 64)).astype(np.float32)
+    absmax = np.abs(w).max(1, keepdims=True)
+    codes = np.searchsorted((NF4[1:] + NF4[:-1]) / 2, w / absmax)
+    exact, ours = NF4[codes] * absmax, TABLES["nf4"][codes] / np.float32(127) * absmax
+    assert sqnr_db(exact, ours) == pytest.approx(44.3, abs=0.1)
+    assert sqnr_db(w, exact) - sqnr_db(w, ours) == pytest.approx(0.03, abs=0.01)
+
+
+def test_a_table_of_somebodys_own_is_multiplied_out(tmp_path):
+    codes, levels = np.arange(N * K, dtype=np.uint8).reshape(N, K) % 16, np.linspace(-1, 1, 16, dtype=np.float32)
+    absmax = np.full((N, K // 64), 0.5, np.float32)
+    got = read(tmp_path, write.bitsandbytes(codes, absmax, levels, "nf4"), BNB)
+    assert np.array_equal(got, levels[codes] * np.float32(0.5))
 
 
 def test_fp4_with_scales_quantised_again(tmp_path):

@@ -4,6 +4,9 @@ weight                u8 [N * K / 2, 1]   flat, row by row, the first code in th
 weight.absmax         f32 [blocks], or u8: nested_quant_map[u8] * nested_absmax[block / 256] + nested_offset
 weight.quant_map      f32 [16]            what each code is worth
 weight.quant_state.bitsandbytes__nf4      u8 text: JSON of shape, blocksize, nested_blocksize, nested_offset, quant_type
+
+Levels of NF4 become multiples of 1/127.  In blocks of 64 that is an error 44 dB below normal weights, 42 dB below a t
+distribution of 5 degrees; NF4 itself has 20.7 and 19.6 dB, of which 0.03 and 0.02 go.
 Source: bitsandbytes, bitsandbytes/functional.py (QuantState)
 """
 
@@ -31,8 +34,8 @@ def layouts(config: dict[str, Any]) -> tuple[Layout, ...]:
     """The layouts of a quantization_config of quant_method bitsandbytes.  Raises FileError unless it has 4 bits."""
     option(config, "load_in_4bit", (True,), config.get("_load_in_4bit"))
     return tuple(
-        Layout("bnb-" + state[-3:], ("weight", "weight.absmax", "weight.quant_map", state), ("bias", *NESTED), _shape,
-               read, recoded)
+        Layout("bnb-" + state[-3:], ("weight", "weight.absmax", "weight.quant_map", state), ("bias", *NESTED),
+               lambda parts: _checked(parts).shape, read, recoded)
         for state, read, recoded in (
             (STATES[0], _read_nf4, "re-coded to nf4, levels rounded to 1/127 of the largest"),
             (STATES[1], _read_fp4, "multiplied out to f32"),
@@ -65,23 +68,24 @@ def _state(parts: Parts) -> State:
     return State((sizes[0], sizes[1]), sizes[2], sizes[3], float(offset))
 
 
-def _shape(parts: Parts) -> tuple[int, int]:
+def _checked(parts: Parts) -> State:
+    """What is said of a weight that has the size for it."""
     state = _state(parts)
     n, k = state.shape
     if parts["weight"].size * 2 != n * k or k % state.block or parts["weight"].dtype != np.uint8:
         raise FormatError(f"weight: expected {n * k // 2} bytes for {n} x {k} in blocks of {state.block} that do not "
                           f"cross rows, got {parts['weight'].size}; {DAMAGED}")  # fmt: skip
-    return n, k
+    return state
 
 
-def _codes(parts: Parts) -> np.ndarray:
+def _codes(parts: Parts, state: State) -> np.ndarray:
     packed = parts["weight"].reshape(-1)
-    return np.stack([packed >> 4, packed & 15], axis=-1).reshape(_shape(parts))
+    return np.stack([packed >> 4, packed & 15], axis=-1).reshape(state.shape)
 
 
-def _scales(parts: Parts) -> np.ndarray:
+def _scales(parts: Parts, state: State) -> np.ndarray:
     """Largest magnitude of every block: f32 [N, K / block]."""
-    state, absmax = _state(parts), parts["weight.absmax"].reshape(-1)
+    absmax = parts["weight.absmax"].reshape(-1)
     n, k = state.shape
     if absmax.dtype == np.uint8:
         if any(name not in parts for name in NESTED) or parts[NESTED[1]].size != 256:
@@ -98,17 +102,24 @@ def _scales(parts: Parts) -> np.ndarray:
 
 
 def _read_nf4(parts: Parts) -> QTensor | np.ndarray:
-    levels = parts["weight.quant_map"].astype(np.float32).reshape(-1)
-    if levels.size != 16 or not np.array_equal(np.rint(levels * NF4_UNIT), TABLES["nf4"]):
-        return _read_fp4(parts)  # a table of somebody's own
-    form = catalog.table("nf4", _state(parts).block, scale_dtype="f32")
-    return QTensor.from_codes(form, _codes(parts), _scales(parts) / NF4_UNIT)
+    state, levels = _checked(parts), _levels(parts)
+    if not np.array_equal(np.rint(levels * NF4_UNIT), TABLES["nf4"]):
+        return _multiplied_out(parts, state, levels)  # a table of somebody's own
+    form = catalog.table("nf4", state.block, scale_dtype="f32")
+    return QTensor.from_codes(form, _codes(parts, state), _scales(parts, state) / NF4_UNIT)
 
 
 def _read_fp4(parts: Parts) -> np.ndarray:
-    levels = parts["weight.quant_map"].astype(np.float32).reshape(-1)
+    return _multiplied_out(parts, _checked(parts), _levels(parts))
+
+
+def _levels(parts: Parts) -> np.ndarray:
+    levels: np.ndarray = parts["weight.quant_map"].astype(np.float32).reshape(-1)
     if levels.size != 16:
         raise FormatError(f"weight.quant_map: expected 16 levels, got {levels.size}; {DAMAGED}")
-    block = _state(parts).block
-    values: np.ndarray = levels[_codes(parts)] * np.repeat(_scales(parts), block, axis=1)
+    return levels
+
+
+def _multiplied_out(parts: Parts, state: State, levels: np.ndarray) -> np.ndarray:
+    values: np.ndarray = levels[_codes(parts, state)] * np.repeat(_scales(parts, state), state.block, axis=1)
     return values
