@@ -6,6 +6,7 @@ import pytest
 from lutra.compiler import targets
 from lutra.errors import KernelError
 from lutra.kernels import attention, rope
+from tests.cover import pairs
 
 ISAS = [target.isa for target in targets.available()]
 # heads, kv_heads, head_dim
@@ -63,10 +64,9 @@ def test_equal_scores_give_the_mean():
     assert run(q * 0, keys, values, 3, 1)[0, 0, 0] == 3
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
-@pytest.mark.parametrize("heads, kv_heads, head_dim", SHAPES)
-def test_every_isa_equals_the_specification(heads, kv_heads, head_dim, dtype, isa):
+@pytest.mark.parametrize("shape, dtype, isa", pairs(SHAPES, ["f16", "bf16", "f32"], ISAS))
+def test_every_isa_equals_the_specification(shape, dtype, isa):
+    heads, kv_heads, head_dim = shape
     q, keys, values = make(5, heads, kv_heads, head_dim, 48, dtype)
     for position in (0, 13, 31):
         want = spec(q, keys, values, position, heads)

@@ -1,5 +1,7 @@
 """Multiply-add equals formats/integer.py exactly: every format, instruction set, row block and size."""
 
+from itertools import cycle, product
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,7 @@ from lutra.kernels.elementwise import relu2_spec, silu_spec
 from lutra.kernels.plan import Plan
 from lutra.kernels.tiles import interleave_rows, tile_dense, tile_mad
 from lutra.kernels.unpack import has_one_field, quad_in_place, shift_in_place
+from tests.cover import axes_of, cover
 from tests.kernels.linears import random_activations, random_weight, run, state
 
 ISAS = [target.isa for target in targets.available()]
@@ -66,9 +69,20 @@ def test_terms_and_tables_by_hand():
         assert y[0, 0] == want
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", catalog.FORMATS)
+def axes(case: tuple[str, str]) -> set:
+    """A format, and the value of each of its axes on an instruction set."""
+    name, isa = case
+    return {name} | {(value, isa) for value in axes_of(catalog.FORMATS[name])}
+
+
+TURNS = [[*ISAS[turn:], *ISAS[:turn]] for turn in range(len(ISAS))]
+
+
+@pytest.mark.parametrize(
+    "name, isa", cover([case for turn in TURNS for case in zip(catalog.FORMATS, cycle(turn))], axes)
+)
 def test_every_format_for_one_row_and_for_blocks(name, isa):
+    """Every format somewhere, and every value of its axes on every instruction set."""
     format = catalog.FORMATS[name]
     if isa == "portable":  # one row at a time is enough: its code is long and slow to compile
         check(format, SIZES, 1, isa)
@@ -77,8 +91,7 @@ def test_every_format_for_one_row_and_for_blocks(name, isa):
         check(format, SIZES, 2, isa)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", ONE_PER_WIDTH)
+@pytest.mark.parametrize("name, isa", zip(ONE_PER_WIDTH, cycle(ISAS)))
 def test_every_width_in_the_largest_block(name, isa):
     format = catalog.find(name)
     check(format, SIZES, choose.row_blocks("mad", isa)[-1], isa)
@@ -89,8 +102,10 @@ ONE_PER_KIND = ["ternary", "planes4-g32", "planes1x3-g128-mins", "iq4nl-g32-i8xf
 FEW = (3, 7, 13, 17, 33)
 
 
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "portable"])
-@pytest.mark.parametrize("name", ONE_PER_KIND)
+@pytest.mark.parametrize(
+    "name, isa",
+    [*((ONE_PER_KIND[0], isa) for isa in ISAS if isa != "portable"), *zip(ONE_PER_KIND[1:], cycle(ISAS[:-1] or ISAS))],
+)
 def test_any_number_of_rows_and_none_beyond(name, isa):
     """1 to 33 rows in the block chosen for them, then every block, whole and in part; rows beyond are not written.
 
@@ -130,21 +145,26 @@ def test_other_combinations_of_axes(name):
 IN_PLACE = Plan(2, 4, 1, 1024, 4096, in_place=True)
 
 
-@pytest.mark.parametrize(
-    "plan",
-    [Plan(1, 1, 1, 0), Plan(2, 1, 2, 4096), Plan(1, 4, 4, 0), Plan(2, 2, 3, 64), Plan(1, 16, 2, 0, 64, True), IN_PLACE],
-)
-@pytest.mark.parametrize(
-    "name", ["ternary", "planes3-g128-zeros", "planes4-g256", "planes1x3-g128-mins", "iq4nl-g32-i8xf16"]
-)
+PLANS = [
+    Plan(1, 1, 1, 0), Plan(2, 1, 2, 4096), Plan(1, 4, 4, 0), Plan(2, 2, 3, 64), Plan(1, 16, 2, 0, 64, True), IN_PLACE,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("plan, name", [
+    *((plan, "ternary") for plan in PLANS),
+    *zip(PLANS, cycle(["planes3-g128-zeros", "planes4-g256", "planes1x3-g128-mins", "iq4nl-g32-i8xf16"])),
+])  # fmt: skip
 def test_a_plan_changes_no_bit(name, plan):
     for m, n, k in SIZES[3:]:
         got, want = multiply(random_weight(catalog.find(name), n, k), m, 4, shape=plan)
         assert got.tobytes() == want.tobytes()
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", [*ONE_PER_WIDTH, "planes2-g16-mins-f32", "planes1-g16-zeros", "planes4-g16"])
+ONE_FIELD = ["planes1-g32-mins", "ternary", "planes4-g128-zeros", "int8-g32"]
+ELSEWHERE = ["planes3-g64-mins", "planes5-g32", "planes2-g16-mins-f32", "planes1-g16-zeros", "planes4-g16"]
+
+
+@pytest.mark.parametrize("name, isa", [*product(ONE_FIELD, ISAS), *zip(ELSEWHERE, cycle(ISAS))])
 def test_codes_taken_in_place(name, isa):
     """Masked but not shifted, they are up to 240, more than some instructions hold twice in 16 bits."""
     for m, n, k in SIZES[2:4]:

@@ -10,6 +10,7 @@ from lutra.errors import KernelError
 from lutra.formats import catalog, integer
 from lutra.kernels import activations, norm
 from lutra.kernels.tiles_lut import split_tables
+from tests.cover import pairs
 
 ISAS = [target.isa for target in targets.available()]
 EPS = 1e-5
@@ -73,9 +74,7 @@ def test_rms_norm_is_close_to_float64():
     np.testing.assert_allclose(norm.rms_norm_spec(x, weight, EPS), true, rtol=2e-6, atol=1e-30)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("per_group", [False, True])
-@pytest.mark.parametrize("group", [0, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize("group, per_group, isa", pairs([0, 16, 32, 64, 128, 256], [False, True], ISAS))
 def test_quantize_equals_the_integer_specification(group, per_group, isa):
     for width, with_norm in ((33, False), (96, True), (100, True), (520, False)):
         x, weight = make(2, width, stride=1024, seed=width)
