@@ -17,7 +17,7 @@ from lutra.model.load import Progress, find_head, load_weights
 from lutra.model.tokenizer import Tokenizer, to_stored
 
 AUTO = "auto"  # the order that kernels/choose.py picks for each weight
-ORDERS = (AUTO, *(order for order in EXTENTS if order != "dense"))
+ORDERS = (AUTO, *(order for order in EXTENTS if order not in ("dense", "vector")))  # vectors are in theirs, or in mad
 
 
 def pack(source: str | Path, target: str | Path, order: str, progress: Progress, head: str | None = None) -> str:
