@@ -28,7 +28,6 @@ from lutra.compiler.host import architecture
 from lutra.compiler.kernel import Launch
 from lutra.errors import CapacityError
 
-_LINE = 8  # int64 in a cache line
 _EPOCHS = np.zeros(1, np.int64)  # runs of all programs in this process
 
 
@@ -80,13 +79,13 @@ class Workers:
             raise CapacityError(f"expected 1 to 1024 threads, got {threads}; leave it out to use this process's cores")
         self.threads = threads
         self._run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(_runtime()["lutra_run"])
-        self._control = _lines(16)
-        fields = self._control.reshape(-1, _LINE)[:, 0]
-        fields[runtime.THREADS], fields[runtime.SPIN] = threads, runtime.SPINS
-        fields[runtime.YIELD], fields[runtime.EPOCHS] = _yield_address(), _EPOCHS.ctypes.data
+        self._control = _lines(len(runtime.CONTROL))
+        fields = {"threads": threads, "spins": runtime.SPINS, "yield": _yield_address(), "epochs": _EPOCHS.ctypes.data}
         number = _FUTEX_NUMBER.get(architecture())
         if sys.platform == "linux" and number:
-            fields[runtime.FUTEX], fields[runtime.SYSCALL] = number, _address(ctypes.CDLL(None).syscall)
+            fields |= {"number": number, "syscall": _address(ctypes.CDLL(None).syscall)}
+        for name, value in fields.items():
+            self._control[runtime.CONTROL[name]] = value
         self._address = int(self._control.ctypes.data)
         self._lines: dict[int, np.ndarray] = {}  # of programs: a thread that wakes late may still look at any of them
         self._turn = threading.Lock()  # two runs at once would share an epoch
@@ -132,9 +131,9 @@ def _stop(control: np.ndarray, helpers: list[threading.Thread], owner: int) -> N
 
 def _lines(count: int) -> np.ndarray:
     """`count` zeroed cache lines of int64, aligned to a line."""
-    raw = np.zeros((count + 1) * _LINE, np.int64)
-    skip = (-raw.ctypes.data // 8) % _LINE
-    return raw[skip : skip + count * _LINE]
+    raw = np.zeros((count + 1) * runtime.LINE, np.int64)
+    skip = (-raw.ctypes.data // 8) % runtime.LINE
+    return raw[skip : skip + count * runtime.LINE]
 
 
 class Program:
@@ -144,7 +143,7 @@ class Program:
         self.steps = list(steps)
         self.lines = _lines(1 + runtime.LINES * len(self.steps))
         self.lines[0] = len(self.steps)
-        records = self.lines[_LINE:].reshape(len(self.steps), runtime.LINES * _LINE)
+        records = self.lines[runtime.LINE :].reshape(len(self.steps), runtime.LINES * runtime.LINE)
         for record, step in zip(records, self.steps, strict=True):
             launch, stream = step.launch, step.stream
             record[:4] = launch.function_address, launch.slots_address, step.tasks, step.rows

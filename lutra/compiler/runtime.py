@@ -19,19 +19,26 @@ kept, no traps.  The caller of a run gets its own state back.
 
 from __future__ import annotations
 
+import re
+
 AHEAD_BYTES = 64 << 10  # read in some 5 us by a thread; more is wasted when its CPU is taken and others run its share
 SPINS = 4000  # pauses between runs, before a helper sleeps
 PATIENCE = 400  # looks at an unfinished launch, before the CPU is given up: others may need it to finish
 
-# The control block, one field a cache line; the text below uses the same numbers.
-EPOCH, STOP, PROGRAM, SLEEPERS, ROWS, THREADS, SPIN, SYSCALL, YIELD, FUTEX, EPOCHS = range(11)
+LINE = 8  # words of 8 bytes in a cache line
 
-# A program: one line with the number of launches, then three a launch.  total, next, taken, done = epoch << 32 | number
-#   function, arguments, tasks, rows, total, stream, stream bytes, record of the next launch with a stream
-#   next, taken
-#   done
+# Where the fields are, in words.  The control block has one a cache line, the epoch first.
+_CONTROL = ("epoch", "stop", "program", "sleepers", "threads", "spins", "syscall", "yield", "number", "epochs")
+CONTROL = {name: LINE * line for line, name in enumerate(_CONTROL)}
+# A program is one line with the number of launches, then three a launch: what it is; what threads take from; what is
+# done.  total, next, taken, done = epoch << 32 | number.  `ahead` is the record of the next launch with a stream.
+RECORD = {
+    "function": 0, "args": 1, "tasks": 2, "rows": 3, "total": 4, "stream": 5, "bytes": 6, "ahead": 7,
+    "next": LINE, "taken": LINE + 1, "done": 2 * LINE,
+}  # fmt: skip
 LINES = 3
 
+# `AT %record total done` stands for the addresses %record.total and %record.done.
 _TEXT = """
 ; tasks of a thread's own share: 3/4 of all, divided by threads
 define internal i64 @lutra_share(i64 %tasks, i64 %threads) alwaysinline {
@@ -43,8 +50,8 @@ define internal i64 @lutra_share(i64 %tasks, i64 %threads) alwaysinline {
 
 ; where launch i of a program is
 define internal ptr @lutra_record(ptr %program, i64 %i) alwaysinline {
-  %before = mul i64 %i, 24
-  %offset = add i64 %before, 8
+  %before = mul i64 %i, RECORD_WORDS
+  %offset = add i64 %before, LINE_WORDS
   %record = getelementptr i64, ptr %program, i64 %offset
   ret ptr %record
 }
@@ -57,10 +64,9 @@ entry:
   store i64 0, ptr %target.var, align 8
   store i64 0, ptr %cursor.var, align 8
   store i64 0, ptr %limit.var, align 8
-  %threads.at = getelementptr i64, ptr %control, i64 40
-  %threads = load atomic i64, ptr %threads.at monotonic, align 8
-  %yield.at = getelementptr i64, ptr %control, i64 64
-  %yield = load ptr, ptr %yield.at, align 8
+  AT %control threads yield
+  %threads = load atomic i64, ptr %control.threads monotonic, align 8
+  %yield = load ptr, ptr %control.yield, align 8
   %few = call i64 @llvm.umin.i64(i64 %threads, i64 32)
   %has.share = icmp ult i64 %index, %few
   %low = and i64 %index, 31
@@ -75,16 +81,11 @@ launch:
   br i1 %more, label %prepare, label %out
 prepare:
   %record = call ptr @lutra_record(ptr %program, i64 %i)
-  %args.at = getelementptr i64, ptr %record, i64 1
-  %total.at = getelementptr i64, ptr %record, i64 4
-  %target.at = getelementptr i64, ptr %record, i64 7
-  %next.at = getelementptr i64, ptr %record, i64 8
-  %taken.at = getelementptr i64, ptr %record, i64 9
-  %done.at = getelementptr i64, ptr %record, i64 16
+  AT %record args total ahead next taken done
   %function = load ptr, ptr %record, align 8
-  %args = load ptr, ptr %args.at, align 8
-  %target = load i64, ptr %target.at, align 8
-  %total = load atomic i64, ptr %total.at acquire, align 8
+  %args = load ptr, ptr %record.args, align 8
+  %target = load i64, ptr %record.ahead, align 8
+  %total = load atomic i64, ptr %record.total acquire, align 8
   %total.tag = and i64 %total, -4294967296
   %ours = icmp eq i64 %total.tag, %tag
   br i1 %ours, label %split, label %out
@@ -104,7 +105,7 @@ split:
   br i1 %owns, label %own, label %claim
 
 own:
-  %mask = load atomic i64, ptr %taken.at acquire, align 8
+  %mask = load atomic i64, ptr %record.taken acquire, align 8
   %mask.tag = and i64 %mask, -4294967296
   %mask.ours = icmp eq i64 %mask.tag, %tag
   br i1 %mask.ours, label %own.free, label %out
@@ -114,12 +115,12 @@ own.free:
   br i1 %free, label %own.take, label %claim
 own.take:
   %mask.new = or i64 %mask, %bit
-  %own.pair = cmpxchg ptr %taken.at, i64 %mask, i64 %mask.new acq_rel acquire, align 8
+  %own.pair = cmpxchg ptr %record.taken, i64 %mask, i64 %mask.new acq_rel acquire, align 8
   %own.won = extractvalue { i64, i1 } %own.pair, 1
   br i1 %own.won, label %whole, label %own
 
 claim:
-  %old = load atomic i64, ptr %next.at acquire, align 8
+  %old = load atomic i64, ptr %record.next acquire, align 8
   %old.tag = and i64 %old, -4294967296
   %still = icmp eq i64 %old.tag, %tag
   br i1 %still, label %left, label %out
@@ -133,12 +134,12 @@ take:
   %to = call i64 @llvm.umin.i64(i64 %far, i64 %tasks)
   %count = sub i64 %to, %from
   %new = add i64 %old, %count
-  %pair = cmpxchg ptr %next.at, i64 %old, i64 %new acq_rel acquire, align 8
+  %pair = cmpxchg ptr %record.next, i64 %old, i64 %new acq_rel acquire, align 8
   %won = extractvalue { i64, i1 } %pair, 1
   br i1 %won, label %work, label %claim
 
 steal:
-  %seen = load atomic i64, ptr %taken.at acquire, align 8
+  %seen = load atomic i64, ptr %record.taken acquire, align 8
   %seen.tag = and i64 %seen, -4294967296
   %seen.ours = icmp eq i64 %seen.tag, %tag
   br i1 %seen.ours, label %steal.look, label %out
@@ -151,7 +152,7 @@ steal.take:
   %orphan = call i64 @llvm.cttz.i64(i64 %orphans, i1 true)
   %orphan.bit = shl i64 1, %orphan
   %seen.new = or i64 %seen, %orphan.bit
-  %steal.pair = cmpxchg ptr %taken.at, i64 %seen, i64 %seen.new acq_rel acquire, align 8
+  %steal.pair = cmpxchg ptr %record.taken, i64 %seen, i64 %seen.new acq_rel acquire, align 8
   %stolen = extractvalue { i64, i1 } %steal.pair, 1
   br i1 %stolen, label %whole, label %steal
 
@@ -165,12 +166,12 @@ work:
   %end = phi i64 [ %share.end, %whole ], [ %to, %take ]
   call void %function(ptr %args, i64 %begin, i64 %end)
   %did = sub i64 %end, %begin
-  %before = atomicrmw add ptr %done.at, i64 %did acq_rel, align 8
+  %before = atomicrmw add ptr %record.done, i64 %did acq_rel, align 8
   br label %claim
 
 wait:
   %turn = phi i64 [ 0, %steal.look ], [ %turn, %aimed ], [ %turn, %ask ], [ %turn.next, %again ]
-  %done = load atomic i64, ptr %done.at acquire, align 8
+  %done = load atomic i64, ptr %record.done acquire, align 8
   %complete = icmp eq i64 %done, %total
   br i1 %complete, label %finished, label %check
 check:
@@ -189,13 +190,11 @@ aim:
   %can.ask = and i1 %has.target, %has.share
   br i1 %can.ask, label %measure, label %aimed
 measure:
-  %stream.record = inttoptr i64 %target to ptr
-  %stream.total.at = getelementptr i64, ptr %stream.record, i64 4
-  %stream.at = getelementptr i64, ptr %stream.record, i64 5
-  %stream.bytes.at = getelementptr i64, ptr %stream.record, i64 6
-  %stream.total = load atomic i64, ptr %stream.total.at monotonic, align 8
-  %stream = load i64, ptr %stream.at, align 8
-  %stream.bytes = load i64, ptr %stream.bytes.at, align 8
+  %coming = inttoptr i64 %target to ptr
+  AT %coming total stream bytes
+  %stream.total = load atomic i64, ptr %coming.total monotonic, align 8
+  %stream = load i64, ptr %coming.stream, align 8
+  %stream.bytes = load i64, ptr %coming.bytes, align 8
   %stream.tasks = and i64 %stream.total, 4294967295
   %stream.some = call i64 @llvm.umax.i64(i64 %stream.tasks, i64 1)
   %task.bytes = udiv i64 %stream.bytes, %stream.some
@@ -248,8 +247,8 @@ out:
 
 define void @lutra_run(ptr %control, ptr %program, i64 %rows) #0 {
 entry:
-  %epochs.at = getelementptr i64, ptr %control, i64 80
-  %epochs = load ptr, ptr %epochs.at, align 8
+  AT %control epochs
+  %epochs = load ptr, ptr %control.epochs, align 8
   %epoch.old = atomicrmw add ptr %epochs, i32 1 monotonic, align 8
   %epoch32 = add i32 %epoch.old, 1
   %epoch = zext i32 %epoch32 to i64
@@ -262,14 +261,9 @@ reset:
   br i1 %more, label %size, label %start
 size:
   %record = call ptr @lutra_record(ptr %program, i64 %i)
-  %tasks.at = getelementptr i64, ptr %record, i64 2
-  %rows.at = getelementptr i64, ptr %record, i64 3
-  %total.at = getelementptr i64, ptr %record, i64 4
-  %next.at = getelementptr i64, ptr %record, i64 8
-  %taken.at = getelementptr i64, ptr %record, i64 9
-  %done.at = getelementptr i64, ptr %record, i64 16
-  %tasks = load i64, ptr %tasks.at, align 8
-  %block = load i64, ptr %rows.at, align 8
+  AT %record tasks rows total next taken done
+  %tasks = load i64, ptr %record.tasks, align 8
+  %block = load i64, ptr %record.rows, align 8
   %fixed = icmp eq i64 %block, 0
   br i1 %fixed, label %write, label %scale
 scale:
@@ -281,18 +275,17 @@ scale:
 write:
   %count = phi i64 [ %tasks, %size ], [ %scaled, %scale ]
   %total = or i64 %tag, %count
-  store atomic i64 %total, ptr %total.at release, align 8
-  store atomic i64 %tag, ptr %done.at release, align 8
-  store atomic i64 %tag, ptr %next.at release, align 8
-  store atomic i64 %tag, ptr %taken.at release, align 8
+  store atomic i64 %total, ptr %record.total release, align 8
+  store atomic i64 %tag, ptr %record.done release, align 8
+  store atomic i64 %tag, ptr %record.next release, align 8
+  store atomic i64 %tag, ptr %record.taken release, align 8
   %i.next = add i64 %i, 1
   br label %reset
 start:
-  %program.at = getelementptr i64, ptr %control, i64 16
-  store atomic ptr %program, ptr %program.at release, align 8
+  AT %control program sleepers
+  store atomic ptr %program, ptr %control.program release, align 8
   store atomic i32 %epoch32, ptr %control seq_cst, align 64
-  %sleepers.at = getelementptr i64, ptr %control, i64 24
-  %sleepers = load atomic i64, ptr %sleepers.at seq_cst, align 8
+  %sleepers = load atomic i64, ptr %control.sleepers seq_cst, align 8
   %asleep = icmp ne i64 %sleepers, 0
   br i1 %asleep, label %wake, label %work
 wake:
@@ -306,21 +299,20 @@ work:
 }
 
 define void @lutra_stop(ptr %control) #0 {
-  %stop.at = getelementptr i64, ptr %control, i64 8
-  store atomic i64 1, ptr %stop.at release, align 8
+  AT %control stop
+  store atomic i64 1, ptr %control.stop release, align 8
   %old = atomicrmw add ptr %control, i32 1 seq_cst, align 64
   call void @lutra_wake(ptr %control)
   ret void
 }
 
 define void @lutra_wake(ptr %control) #0 {
-  %syscall.at = getelementptr i64, ptr %control, i64 56
-  %syscall = load ptr, ptr %syscall.at, align 8
+  AT %control syscall number
+  %syscall = load ptr, ptr %control.syscall, align 8
   %none = icmp eq ptr %syscall, null
   br i1 %none, label %out, label %call
 call:
-  %number.at = getelementptr i64, ptr %control, i64 72
-  %number = load i64, ptr %number.at, align 8
+  %number = load i64, ptr %control.number, align 8
   %r = call i64 (i64, ...) %syscall(i64 %number, ptr %control, i64 129, i64 2147483647, i64 0, i64 0, i64 0)
   br label %out
 out:
@@ -329,17 +321,11 @@ out:
 
 define void @lutra_worker(ptr %control, i64 %index) #0 {
 entry:
-  %spins.at = getelementptr i64, ptr %control, i64 48
-  %spins = load i64, ptr %spins.at, align 8
-  %program.at = getelementptr i64, ptr %control, i64 16
-  %stop.at = getelementptr i64, ptr %control, i64 8
-  %sleepers.at = getelementptr i64, ptr %control, i64 24
-  %syscall.at = getelementptr i64, ptr %control, i64 56
-  %syscall = load ptr, ptr %syscall.at, align 8
-  %yield.at = getelementptr i64, ptr %control, i64 64
-  %yield = load ptr, ptr %yield.at, align 8
-  %number.at = getelementptr i64, ptr %control, i64 72
-  %number = load i64, ptr %number.at, align 8
+  AT %control stop program sleepers spins syscall yield number
+  %spins = load i64, ptr %control.spins, align 8
+  %syscall = load ptr, ptr %control.syscall, align 8
+  %yield = load ptr, ptr %control.yield, align 8
+  %number = load i64, ptr %control.number, align 8
   %floats = call i64 @lutra_floats(i64 USUAL_FLOATS)
   br label %idle
 idle:
@@ -365,18 +351,18 @@ yielding:
   %ignored = call i32 %yield()
   br label %napped
 sleep:
-  %a = atomicrmw add ptr %sleepers.at, i64 1 seq_cst, align 8
+  %a = atomicrmw add ptr %control.sleepers, i64 1 seq_cst, align 8
   %r = call i64 (i64, ...) %syscall(i64 %number, ptr %control, i64 128, i32 %last.w, i64 0, i64 0, i64 0)
-  %b = atomicrmw sub ptr %sleepers.at, i64 1 seq_cst, align 8
+  %b = atomicrmw sub ptr %control.sleepers, i64 1 seq_cst, align 8
   br label %napped
 napped:
   br label %idle
 go:
-  %stop = load atomic i64, ptr %stop.at acquire, align 8
+  %stop = load atomic i64, ptr %control.stop acquire, align 8
   %stopping = icmp ne i64 %stop, 0
   br i1 %stopping, label %out, label %work
 work:
-  %program = load atomic ptr, ptr %program.at acquire, align 8
+  %program = load atomic ptr, ptr %control.program acquire, align 8
   %epoch = zext i32 %now to i64
   call void @lutra_participate(ptr %control, i64 %epoch, ptr %program, i64 %index)
   br label %idle
@@ -427,13 +413,22 @@ define i64 @lutra_floats(i64 %state) #0 {
 _NO_FLOATS = (0, "define i64 @lutra_floats(i64 %state) #0 {\n  ret i64 %state\n}\n")
 
 
+def _addresses(found: re.Match[str]) -> str:
+    """The lines that an AT line stands for."""
+    block, names = found[1], found[2].split()
+    places = CONTROL if block == "control" else RECORD
+    return "".join(f"  %{block}.{name} = getelementptr i64, ptr %{block}, i64 {places[name]}\n" for name in names)
+
+
 def text(machine: str) -> str:
     """The LLVM text of the functions above for an architecture."""
     usual, floats = _FLOATS.get(machine, _NO_FLOATS)
-    numbers = {"AHEAD_BYTES": AHEAD_BYTES, "PATIENCE": PATIENCE, "USUAL_FLOATS": usual}
+    numbers = {"AHEAD_BYTES": AHEAD_BYTES, "PATIENCE": PATIENCE, "USUAL_FLOATS": usual,
+               "RECORD_WORDS": LINES * LINE, "LINE_WORDS": LINE}  # fmt: skip
     body = _TEXT + floats
     for word, number in numbers.items():
         body = body.replace(word, str(number))
+    body = re.sub(r"  AT %(\w+) (.*)\n", _addresses, body)
     if machine not in _PAUSE:
         return body.replace("PAUSE", "fence seq_cst")
     intrinsic, kind, argument = _PAUSE[machine]
