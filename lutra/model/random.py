@@ -15,6 +15,7 @@ from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import DENSE_DTYPES, TiledWeight, round_up
 from lutra.model.config import ModelConfig
 from lutra.model.weights import LayerWeights, Linear, Weights
+from lutra.quantize.methods import rtn
 
 # hidden, ffn, layers, heads, kv_heads, vocabulary; heads are hidden / heads wide
 SHAPES = {
@@ -153,6 +154,8 @@ def _sample(rng: np.random.Generator, format: Kind, n: int, k: int) -> QTensor |
     if not isinstance(format, Format):
         dtype = next(dtype for dtype, name in DENSE_DTYPES.items() if name == format)
         return np.asarray(rng.standard_normal((n, k), np.float32) / np.sqrt(k)).astype(dtype)
+    if format.is_float:
+        return rtn(rng.standard_normal((n, k), np.float32) / np.sqrt(k), format)
     codes = rng.integers(0, format.num_codes, (n, k) if format.terms == 1 else (n, format.terms, k), dtype=np.uint8)
     levels = int(np.ptp(format.level_values)) + 1
     scale = 1 / np.sqrt(k) / levels

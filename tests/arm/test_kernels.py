@@ -27,6 +27,7 @@ from lutra.kernels.buffers import aligned
 from lutra.kernels.plan import plan_for
 from lutra.kernels.tiles import tile_dense, tile_mad
 from lutra.kernels.tiles_lut import tile_lut
+from lutra.quantize.methods import rtn
 from tests.arm.emulator import ISAS, Emulator
 from tests.formats.parts import random_beside, random_codes
 
@@ -132,6 +133,16 @@ def test_gated_epilogues(emulator, epilogue, isa):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_dense(emulator, dtype, isa):
     weight, y = tile_dense(random_floats(N, K).astype(dtype)), aligned((8, 64), np.float32)
+    x = aligned((8, 192), np.float32)
+    x[:, :K] = random_floats(8, K)
+    step = matmul_dense.bind(weight, x, y, state(2), epilogue="store", tile_m=2)
+    check(emulator, step, 2, isa, plan=plan_for("dense", isa, 2))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["e4m3-g32-e8m0", "e5m2-row"])
+def test_8_bit_floats(emulator, name, isa):
+    weight, y = tile_dense(rtn(random_floats(N, K), catalog.find(name))), aligned((8, 64), np.float32)
     x = aligned((8, 192), np.float32)
     x[:, :K] = random_floats(8, K)
     step = matmul_dense.bind(weight, x, y, state(2), epilogue="store", tile_m=2)

@@ -44,6 +44,13 @@ def test_every_format_runs(name: str) -> None:
     assert np.isfinite(out).all() and out.std() > 0
 
 
+@pytest.mark.parametrize("name", ["e4m3-row", "e4m3-g128-f32"])
+def test_floats_of_8_bits_run(name: str) -> None:
+    out = logits(name, None)
+    assert np.isfinite(out).all() and out.std() > 0
+    assert_same_bits(logits(name, None, chunk=6), out)
+
+
 @pytest.mark.parametrize("name", LOOKED_UP)
 def test_lookup_and_multiply_add_give_the_same_bits(name: str) -> None:
     assert_same_bits(logits(name, "lut"), logits(name, "mad"))

@@ -11,7 +11,8 @@ from lutra.quantize.levels import recode
 from lutra.quantize.methods import METHODS, method_for, rtn
 from lutra.quantize.quality import sqnr_db
 
-PAIRS = [(name, form) for name, row in METHODS.items() for form in catalog.FORMATS if row.fits(catalog.find(form))]
+EVERY = [*catalog.FORMATS, *catalog.FLOAT_FORMATS]
+PAIRS = [(name, form) for name, row in METHODS.items() for form in EVERY if row.fits(catalog.find(form))]
 
 
 def weights(n: int = 6, k: int = 200) -> np.ndarray:
@@ -27,7 +28,7 @@ def test_a_method_writes_what_it_fits(method: str, name: str) -> None:
     assert sqnr_db(w, q.dequantize()) > least
 
 
-@pytest.mark.parametrize("name", catalog.FORMATS)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_published_format_has_one(name: str) -> None:
     form = catalog.find(name)
     assert METHODS[method_for(form)].fits(form)
