@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lutra.bench.report import to_table
-from lutra.cli_allocate import FORMATS, TOKENS
+from lutra.cli.allocate import TOKENS
+from lutra.cli.conditions import FORMATS
 from lutra.engine.divergence import Divergence, divergence
 from lutra.engine.llm import LLM
 from lutra.engine.perplexity import cut

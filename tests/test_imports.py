@@ -43,7 +43,7 @@ def part_of(path: Path) -> str:
     first = path.relative_to(ROOT).parts[0].removesuffix(".py")
     if first in ("__init__", "__main__"):
         return "lutra" if first == "__init__" else "cli"
-    return "cli" if first.startswith("cli_") else first
+    return first
 
 
 def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
@@ -74,7 +74,6 @@ def complaints(path: Path) -> Iterator[str]:
             if top not in sys.stdlib_module_names and top not in OUTSIDE[part].split():
                 yield f"{where}:{line}: {part} may import {OUTSIDE[part] or 'nothing'} from outside, not {top}"
         elif is_part(target := rest[0] if rest else "lutra"):
-            target = "cli" if target.startswith("cli_") else target
             if MAY_IMPORT[part] != "everything" and target not in (part, *MAY_IMPORT[part].split()):
                 yield f"{where}:{line}: {part} may import {MAY_IMPORT[part] or 'nothing'}, not {target}"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lutra.errors import FormatError
+from lutra.formats import aliases
 from lutra.formats.format import AXES, Format
 from lutra.formats.picture import draw
 from lutra.formats.spelling import USUAL_SUPER_GROUP, parse, spell, usual_scale_dtype, usual_zero
@@ -199,17 +200,27 @@ SOURCES: dict[str, str] = {row.format.name: row.source for row in (*ROWS, *FLOAT
 
 
 def find(name: str) -> Format:
-    """Return the format of a name: a row of the tables, or any other combination of axes.
+    """Return the format of a name: a row of the tables, any other combination of axes, or what aliases.py says.
 
     raises   FormatError   no combination has this name
     """
+    name = aliases.NAMES.get(name.upper(), name)
     if name in FORMATS:
         return FORMATS[name]
     made = _spelled(name)
     if made is None or made.name != name:
-        near = difflib.get_close_matches(name, SOURCES, n=3) or ["ternary", "planes4-g32", "int8-g32"]
-        raise FormatError(f"expected the name of a format, got {name[:80]}; did you mean {', '.join(near)}?")
+        said = aliases.advice(name) or f"did you mean {', '.join(_near(name))}?"
+        raise FormatError(f"expected the name of a format, got {name[:80]}; {said}")
     return made
+
+
+def _near(name: str) -> list[str]:
+    """Names like this one; else those with its number of bits; else a few of all."""
+    known = {spelled.lower(): spelled for spelled in (*SOURCES, *aliases.NAMES)}
+    near = [known[found] for found in difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.7)]
+    bits = next((digit for digit in name if digit in "1234567"), None)
+    usual = {None: "ternary", "1": "planes1-g128-mins"}.get(bits, f"planes{bits}-g64-mins")
+    return near or [usual, "planes4-g32", "int8-g32"]
 
 
 def _spelled(name: str) -> Format | None:

@@ -110,6 +110,12 @@ def quantize(
     return job.summary()
 
 
+def work_folder(target: str | Path) -> Path:
+    """The folder beside a target where work in progress lies."""
+    path = Path(target).expanduser()
+    return path.with_name(f".{path.name}.part")
+
+
 @dataclass(frozen=True)
 class Job:
     """One model on its way.
@@ -147,7 +153,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where work in progress lies."""
-        return self.target.with_name(f".{self.target.name}.part")
+        return work_folder(self.target)
 
     def prepare(self) -> None:
         """Make the folder, or keep what lies there if it is of the same job.  Raises FileError."""

@@ -15,7 +15,8 @@ order; the likelihood of a text has one, of random sign.  A growth below zero co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -41,6 +42,7 @@ from lutra.quantize.methods import METHODS as QUANTISERS
 from lutra.quantize.methods import method_for
 
 METHODS = ("output", "loss", "scaled")
+NUM_OUTPUTS = 128  # rows of a weight whose outputs are compared
 Loss = Callable[[Transformer], float]  # nats per token, of a transformer that gives all logits
 Quantise = Callable[[str, np.ndarray, Format], QTensor]  # (tensor's name, f32 [N, K], format)
 Costs = dict[str, dict[str, tuple[float, float]]]  # unit → format → bytes, error
@@ -58,11 +60,13 @@ class Swap:
     """A model of which some units are exchanged, to see what becomes of its loss.
 
     context   of the runs that measure the loss
+    made      tensors of the last allocation, and what quantised them: the next one mostly has the same
     """
 
     model: Model
     context: int
     loss: Loss
+    made: dict[str, tuple[Quantise, QTensor]] = field(default_factory=dict)
 
     def baseline(self) -> float:
         return self.loss(self._scorer(self.model.weights))
@@ -73,11 +77,17 @@ class Swap:
 
     def loss_of(self, allocation: Mapping[str, str], quantise: Quantise) -> float:
         """The loss with every unit in the format it is given: what the table only adds up."""
-        reader = Reader(self.model.file, self.model.config, set())
-        tensors = {
-            name: quantise(name, widen(matrix(reader, name)), find(format))
-            for name, format in per_tensor(allocation, self.model.config).items()
-        }
+        reader, wanted = Reader(self.model.file, self.model.config, set()), per_tensor(allocation, self.model.config)
+
+        def made(name: str) -> QTensor:
+            by, known = self.made.get(name, (None, None))
+            if known is not None and by is quantise and known.format.name == wanted[name]:
+                return known
+            return quantise(name, widen(matrix(reader, name)), find(wanted[name]))
+
+        with ThreadPoolExecutor(self.model.transformer.workers.threads) as pool:
+            tensors = dict(zip(wanted, pool.map(made, wanted), strict=True))
+        self.made.update({name: (quantise, tensor) for name, tensor in tensors.items()})
         return self.loss_with(tensors)
 
     def weights_with(self, tensors: Mapping[str, QTensor]) -> Weights:
@@ -119,6 +129,7 @@ def measure(
     model     of floats, or of whatever is taken as the truth
     windows   token ids that the model reads, each from position 0: what linears meet is sampled there
     loss      measures a text; not called by method "output"
+    quantise  is given some rows of a weight where only their outputs count, all where the model runs with it
     Raises RequestError for a method there is not, no formats, and packed files; FormatError as the quantiser does.
     """
     if method not in METHODS:
@@ -130,11 +141,12 @@ def measure(
     swap = Swap(model, max(map(len, windows)), loss)
     before = 0.0 if method == "output" else swap.baseline()
     reader = Reader(model.file, model.config, set())
-    wanted = {**units(model.config), **({HEAD: (HEAD,)} if with_head else {})}
+    wanted, num_bytes = _members(model.config, with_head), unit_bytes(model.config, formats, with_head)
     costs: Costs = {}
     for index, (unit, names) in enumerate(wanted.items()):
         dense = {name: widen(matrix(reader, name)) for name in names}
-        costs[unit] = _unit(dense, inputs[unit], formats, method, quantise, swap, before)
+        errors = _unit(dense, inputs[unit], formats, method, quantise, swap, before)
+        costs[unit] = {name: (num_bytes[unit][name], errors[name]) for name in errors}
         if progress is not None:
             progress(f"sensitivity of {unit}", index + 1, len(wanted))
     return costs
@@ -143,28 +155,49 @@ def measure(
 def _unit(
     dense: Mapping[str, np.ndarray], x: np.ndarray, formats: Sequence[Format], method: str,
     quantise: Quantise, swap: Swap, before: float,
-) -> dict[str, tuple[float, float]]:  # fmt: skip
-    """Format → bytes and error of one unit."""
-    num_bytes, output, increase = {}, {}, {}
-    signal = sum(_square(x @ w.T) for w in dense.values())
-    for format in formats:
+) -> dict[str, float]:  # fmt: skip
+    """Format → error of one unit; of outputs, that of NUM_OUTPUTS rows of each weight, evenly spaced."""
+    some = {name: w[:: -(-len(w) // NUM_OUTPUTS)] for name, w in dense.items()}
+    signal = sum(_square(x @ w.T) for w in some.values()) or 1.0
+
+    def noise(format: Format) -> float:
+        return sum(_square(x @ (w - quantise(name, w, format).dequantize()).T) for name, w in some.items())
+
+    output = {format.name: noise(format) / signal for format in formats}
+
+    def increase(format: Format) -> float:
         tensors = {name: quantise(name, w, format) for name, w in dense.items()}
-        num_bytes[format.name] = float(sum(tensor.nbytes for tensor in tensors.values()))
-        error = sum(_square(x @ (w - tensors[name].dequantize()).T) for name, w in dense.items())
-        output[format.name] = error / signal if signal else 0.0
-        if method == "loss":
-            increase[format.name] = max(swap.loss_with(tensors) - before, 0.0)
-    errors = {"output": output, "loss": increase}.get(method)
-    if errors is None:
+        return max(swap.loss_with(tensors) - before, 0.0)
+
+    errors = output
+    if method == "loss":
+        errors = {format.name: increase(format) for format in formats}
+    elif method == "scaled":
         roughest = max(formats, key=lambda format: output[format.name])
-        tensors = {name: quantise(name, w, roughest) for name, w in dense.items()}
-        grown = max(swap.loss_with(tensors) - before, 0.0)
+        grown = increase(roughest)
         errors = {name: grown * value / (output[roughest.name] or 1) for name, value in output.items()}
-    return {name: (num_bytes[name], errors[name]) for name in num_bytes}
+    return errors
 
 
 def _square(values: np.ndarray) -> float:
     return float(np.square(values, dtype=np.float64).sum())
+
+
+def _members(config: ModelConfig, with_head: bool) -> dict[str, tuple[str, ...]]:
+    """Unit → its tensors."""
+    return {**units(config), **({HEAD: (HEAD,)} if with_head else {})}
+
+
+def unit_bytes(config: ModelConfig, formats: Sequence[Format], with_head: bool = True) -> dict[str, dict[str, float]]:
+    """Unit → format → bytes: what is known before anything is measured."""
+    size = sizes(config)
+
+    def stored(format: Format, names: Iterable[str]) -> float:
+        each = (size[name.split(".")[-1]] for name in names)
+        return float(sum(n * round(format.bits_per_weight(k) * k / 8) for n, k in each))
+
+    members = _members(config, with_head).items()
+    return {unit: {format.name: stored(format, names) for format in formats} for unit, names in members}
 
 
 def unit_sizes(config: ModelConfig, with_head: bool = True) -> dict[str, tuple[int, int]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lutra.engine import perplexity
-from lutra.engine.divergence import Divergence, compare, divergence
+from lutra.engine.divergence import Divergence, compare, distance_from, divergence
 from lutra.engine.llm import LLM
 from lutra.errors import RequestError
 
@@ -69,3 +69,13 @@ def test_vocabularies_must_agree() -> None:
     models = [SimpleNamespace(config=SimpleNamespace(vocab_size=size)) for size in (8, 9)]
     with pytest.raises(RequestError, match="expected two models of one vocabulary, got 8 and 9 tokens"):
         divergence(*models, [])  # type: ignore[arg-type]
+
+
+def test_the_distance_is_the_mean_divergence(gguf: Path) -> None:
+    fine, rough = (LLM.load(gguf, threads=1, context=64, head=head) for head in (None, "planes4-g32"))
+    windows = perplexity.cut(*fine.tokens_of(TEXT), 32)
+    scorers = [llm.transformer.scorer(32) for llm in (fine, rough)]
+    distance = distance_from(scorers[0], windows)
+    wanted = float(divergence(*scorers, windows).kl.mean())
+    assert distance(scorers[1]) == pytest.approx(wanted, rel=1e-3) and wanted > 1e-5
+    assert distance(scorers[0]) == pytest.approx(0, abs=1e-6)

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from lutra.cli_input import read_text
-from lutra.cli_show import LoadProgress
+import click
+
+from lutra.cli.input import read_text
+from lutra.cli.model import load
+from lutra.cli.options import head_option, kv_option, limit_option, memory_options, threads_option, window_option
+from lutra.cli.show import LoadProgress
 
 if TYPE_CHECKING:
     from lutra.engine.llm import LLM
@@ -15,7 +19,7 @@ if TYPE_CHECKING:
 
 def perplexity(llm: "LLM", text: str, context: int | None, protocol: str) -> str:
     """Measure; return what is to be printed."""
-    with LoadProgress() as progress:
+    with LoadProgress(lines=True) as progress:
         return str(llm.measure(text, context, progress, protocol))
 
 
@@ -48,7 +52,7 @@ def task_results(llm: "LLM", files: Sequence[Path], limit: int | None) -> "list[
     from lutra.engine.tasks import evaluate, task_name
 
     tasks = [(task_name(path), read_questions(path, limit)) for path in files]
-    with LoadProgress() as progress:
+    with LoadProgress(lines=True) as progress:
         return [evaluate(llm, name, questions, progress) for name, questions in tasks]
 
 
@@ -63,7 +67,7 @@ def compare(
     from lutra.engine import compare as comparing
     from lutra.engine import parting
 
-    with LoadProgress() as progress:
+    with LoadProgress(lines=True) as progress:
         found = comparing.compare(a, b, text, protocol, context, rounds, prompts, progress)
     asked = [task_results(llm, tasks, limit) for llm in (a, b)]
     if output == "json":
@@ -90,5 +94,74 @@ def layer_table(a: "LLM", b: "LLM", text: str | None) -> "list[LayerError]":
     from lutra.model.layer_errors import layer_errors
 
     tokens = (written(a) if text is None else a.tokens_of(text)[0])[: a.transformer.context]
-    with LoadProgress() as progress:
+    with LoadProgress(lines=True) as progress:
         return list(layer_errors(a.model, b.model, collect(a.transformer, [tokens]), progress))
+
+
+@click.command("perplexity")
+@click.argument("model")
+@click.argument("file", type=click.File("rb"))
+@click.option("--protocol", default="windows", show_default=True, help="windows, gptq or llama.cpp.")
+@window_option
+@threads_option
+@kv_option
+@head_option
+def perplexity_command(
+    model: str, file: BinaryIO, protocol: str, context: int | None, threads: int | None, kv: str, head: str | None
+) -> None:
+    """Measure how well MODEL expects the text in FILE (UTF-8; - is stdin): lower is better.
+
+    \b
+    lutra perplexity model.gguf wiki.test.raw --protocol llama.cpp    as llama-perplexity measures
+    lutra perplexity model.gguf test.jsonl --protocol gptq            as papers do; the lines' "text", joined
+
+    Numbers can be compared only where protocol, context and text are the same.
+    """
+    text = text_of(file)
+    click.echo(perplexity(load(model, threads, context, kv=kv, head=head), text, context, protocol))
+
+
+@click.command("evaluate")
+@click.argument("model")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(path_type=Path))
+@limit_option
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@memory_options
+def evaluate_command(
+    model: str, files: tuple[Path, ...], limit: int | None, output: str, threads: int | None, context: int | None,
+    kv: str, head: str | None,
+) -> None:  # fmt: skip
+    """Let MODEL answer the questions in every FILE, by log-likelihood: ARC, PIQA, HellaSwag, WinoGrande, COPA, LAMBADA.
+
+    A file is JSON Lines as the data sets are published (or packed as .bz2); its fields say how it is read.
+    """
+    click.echo(evaluate(load(model, threads, context, kv=kv, head=head), files, limit, output))
+
+
+@click.command("compare")
+@click.argument("a")
+@click.argument("b")
+@click.option("--text", "file", type=click.File("rb"), help="Both read it.  Default: 1024 tokens that A writes.")
+@click.option("--protocol", default="windows", show_default=True, help="As of `lutra perplexity`.")
+@click.option("--tasks", multiple=True, type=click.Path(path_type=Path), help="A file of questions; may be repeated.")
+@limit_option
+@click.option("--prompts", type=click.IntRange(min=0), default=8, show_default=True, help="Greedy texts of both.")
+@click.option("--layers", is_flag=True, help="Also the error of every linear.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Of measuring speed.")
+@click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@window_option
+@threads_option
+@kv_option
+def compare_command(
+    a: str, b: str, file: BinaryIO | None, context: int | None, threads: int | None, kv: str, **options: Any
+) -> None:
+    """Quality and speed of two models side by side: A the reference, B what became of it.
+
+    \b
+    lutra compare float.gguf small.gguf --text novel.txt --tasks arc_easy.jsonl
+
+    Speed is measured in alternation; perplexity, divergence and agreement on the same windows of one text.
+    """
+    text = None if file is None else text_of(file)
+    models = [load(model, threads, context, kv=kv) for model in (a, b)]
+    click.echo(compare(models[0], models[1], text, context=context, **options))

@@ -1,5 +1,6 @@
 """How the command line shows text, progress and speed: the text on stdout, everything else on stderr."""
 
+import math
 import sys
 import time
 from collections.abc import Iterable
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 
     from lutra.engine.llm import Stats
 
-QUIET_S = 0.7  # work shorter than this shows no progress bar
+QUIET_S = 0.7  # work shorter than this shows no progress
+LINE_S = 10  # between lines of it
 
 
 def show_text(pieces: Iterable[str], prompt: str = "") -> str:
@@ -48,17 +50,25 @@ def rate(count: int, seconds: float) -> str:
 class LoadProgress:
     """A progress bar on stderr for work that takes long enough to need one; rich is imported only then.
 
-    Called as progress(label, done, total) while the work goes on.  Nothing is shown where stderr is no terminal.
+    Called as progress(label, done, total) while the work goes on.  Where stderr is no terminal nothing is shown, or,
+    with `lines`, a line of text every LINE_S seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lines: bool = False) -> None:
+        self.lines = lines
         self.started_s = time.monotonic()
+        self.said_s = -math.inf
         self.bar: Progress | None = None
         self.task: TaskID | None = None
 
     def __call__(self, label: str, done: int, total: int) -> None:
-        if self.bar is None and sys.stderr.isatty() and time.monotonic() - self.started_s > QUIET_S:
-            self.open()
+        now = time.monotonic()
+        if self.bar is None and now - self.started_s > QUIET_S:
+            if sys.stderr.isatty():
+                self.open()
+            elif self.lines and now - self.said_s > LINE_S:
+                self.said_s = now
+                click.echo(f"{label}, {done} of {total}", err=True)
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, description=label, completed=done, total=total)
 

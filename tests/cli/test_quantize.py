@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from lutra.cli import cli, exit_code
+from lutra.engine.llm import LLM
+from lutra.errors import CapacityError, FileError
 from lutra.files import open_model
+from lutra.model import quantize as quantizer
 from tests.files.make_models import tiny_hf
 
 
@@ -31,7 +35,7 @@ def test_the_summary_says_sizes_errors_and_speed(model: Path, tmp_path: Path) ->
     said = run(model, out, "--format", "planes4-g32-zeros", "--head-format", "int8-g32")
     assert f"{out}: {out.stat().st_size / 1e6:.1f} MB" in said
     assert "14 x planes4-g32-zeros, 1 x int8-g32" in said or "1 x int8-g32, 14 x planes4-g32-zeros" in said
-    for word in ("bits each", "down ", "head ", "at most", "tok/s", "GB/s"):
+    for word in ("bits each", "down ", "head ", "speed      estimated ", "tok/s", "GB/s", "  measured "):
         assert word in said
 
 
@@ -56,10 +60,67 @@ def test_packed_and_inspected_afterwards(model: Path, tmp_path: Path) -> None:
         assert result.exit_code == 0 and wanted[str(arguments[0])] in result.output
 
 
+def test_a_second_rounding_and_short_rows_are_said(model: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    assert "padded" not in run(model, first, "--format", "Q4_0", "--no-speed")
+    assert open_model(first).tensors["layers.0.q"].stored_type == "planes4-g32"
+    said = run(first, second, "--format", "planes4-g256", "--no-speed")
+    assert "is quantised already (planes4-g32), and errors add up" in said and "measured" not in said
+    assert "rows are padded to whole groups, " in said
+
+
+def test_what_cannot_run_here_is_quantised_all_the_same(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise CapacityError("expected less; have more")
+
+    monkeypatch.setattr(LLM, "load", load)
+    assert "not measured: expected less; have more" in run(model, tmp_path / "a.safetensors", "--format", "Q8_0")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(KeyboardInterrupt, 130, ""), (FileError("a: expected room; free some"), 2, "error: a: expected room; free some")],
+)
+def test_an_interrupted_run_says_where_its_work_lies_and_goes_on(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Any,
+    code: int, said: str,
+) -> None:  # fmt: skip
+    whole, out, plain = tmp_path / "whole.safetensors", tmp_path / "out.safetensors", quantizer.Layer.put
+    run(model, whole, "--format", "planes4-g32", "--no-speed")
+
+    def put(self: quantizer.Layer, name: str, *rest: Any) -> None:
+        if self.prefix == "layers.1.":
+            raise error
+        plain(self, name, *rest)
+
+    words = ["quantize", str(model), str(out), "--format", "planes4-g32", "--no-speed"]
+    monkeypatch.setattr(quantizer.Layer, "put", put)
+    assert exit_code(words) == code
+    err = capsys.readouterr().err
+    assert f"unfinished: 1 layers lie in {tmp_path / '.out.safetensors.part'}; the same command goes on" in err
+    assert said in err and not out.exists()
+    monkeypatch.setattr(quantizer.Layer, "put", plain)
+    assert exit_code(words) == 0 and out.read_bytes() == whole.read_bytes()
+    assert sorted(tmp_path.iterdir()) == [out, whole]
+
+
+@pytest.mark.parametrize(("ending", "command"), [("gguf", "export"), ("lutra", "pack")])
+def test_other_endings_name_the_command_that_writes_them(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str, command: str
+) -> None:
+    assert exit_code(["quantize", str(model), str(tmp_path / f"a.{ending}"), "--bpw", "4"]) == 2
+    between = tmp_path / "a.safetensors"
+    assert f"then: lutra {command} {between} {tmp_path}/a.{ending}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--format", "planes9-g32"], "name of a format"),
+        (["--format", "Q4_K_M"], "is a mixture of types; planes4-g32-mins-u8xf16 is"),
+        (["--bpw", "4", "--method", "magic"], "change --method"),
         (["--format", "planes4-g32", "--method", "gptq"], "give one with --calib"),
         (["--format", "planes4-g32", "--method", "magic"], "change --method"),
         (["--format", "planes4-g32", "--keep", "layers.0.q"], "PATTERN=FORMAT"),

@@ -1,12 +1,19 @@
-"""Which model a word on the command line means."""
+"""Which model a word on the command line means, and loading it."""
 
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import click
+
+from lutra.cli.show import LoadProgress
 from lutra.errors import FileError
 
-SHIPPED = Path(__file__).parent / "models"  # folders of the models that come with lutra
+if TYPE_CHECKING:
+    from lutra.engine.llm import LLM
+
+SHIPPED = Path(__file__).parents[1] / "models"  # folders of the models that come with lutra
 HUB_NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(:(?P<file>[\w.-]+))?", re.ASCII)  # ./x and ../x are paths
 FILE_SUFFIXES = (".gguf", ".safetensors", ".lutra")
 
@@ -33,6 +40,29 @@ def resolve(name: str | None) -> str | None:
             f"expected a model, got '{name}', which is no existing file or folder; "
             "give a .gguf file, a folder with config.json, or org/repo, and put a prompt of several words in quotes"
         )
-    from lutra.cli_hub import fetch
+    from lutra.cli.hub import fetch
 
     return str(fetch(hub_name["repo"], hub_name["file"]))
+
+
+def load(
+    model: str | None,
+    threads: int | None = None,
+    context: int | None = None,
+    verbose: bool = False,
+    kv: str = "f16",
+    head: str | None = None,
+    prefill_threads: int | None = None,
+) -> "LLM":
+    """Load the model that a word means, with a progress bar; `verbose` says on stderr what it is."""
+    path = resolve(model)
+    from lutra.engine.llm import LLM
+
+    with LoadProgress() as progress:
+        llm = LLM.load(
+            path, threads=threads, context=context, progress=progress, kv=kv, head=head,
+            prefill_threads=prefill_threads,
+        )  # fmt: skip
+    if verbose:
+        click.echo(llm.describe(), err=True)
+    return llm

@@ -4,8 +4,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
+
+from lutra.cli.options import kv_option
 
 MAX_COUNT = 1 << 20  # of tokens, threads or rows
 
@@ -86,3 +89,31 @@ def bench(
     found = models(shapes, formats, head, order, kv)
     results = run(found, one, prompts, gen, threads or [machine.usable_cores()], say, max(batch or [0]))
     return report.render(results, output, command_line())
+
+
+@click.command("bench")
+@click.option("--shape", "shapes", type=Names(), default="2b", show_default=True, help="Sizes of the random model.")
+@click.option("--format", "formats", type=Names(), default="ternary", show_default=True, help="Of all its weights.")
+@click.option("--head", default="", help="Format of the head and embedding.  Default: that of the other weights.")
+@click.option("--order", default="auto", show_default=True, help="Kernel family: auto, mad, lut, trit5.")
+@kv_option
+@click.option("-p", "--prompt", "prompts", type=Counts(), default="128", show_default=True, help="Tokens to prefill.")
+@click.option("-n", "--gen", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens to decode.")
+@click.option("--threads", type=Counts(), help="Default: the cores this process may use.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Measured that often.")
+@click.option("-o", "--output", type=click.Choice(["table", "json", "csv"]), default="table", show_default=True)
+@click.option("--kernels", is_flag=True, help="Take one decode step and one chunk of prefill apart instead.")
+@click.option("--batch", type=Counts(), help="Steps of so many rows instead, as 1-8,16: tokens per second of a batch.")
+@click.option("--rival", type=click.Path(path_type=Path), help="A llama-bench that runs in every round.")
+@click.option("--rival-model", type=click.Path(path_type=Path), help="The GGUF file it runs.")
+def command(**options: Any) -> None:
+    """Measure tokens per second beside the roofs of this machine; no download.
+
+    \b
+    lutra bench --shape 2b --format ternary,planes4-g32 --threads 1,2     a row for each combination
+    lutra bench --kernels                                                 where the time of a step goes
+    lutra bench --batch 1-8,16,32                                         tokens per second over rows in a step
+
+    Rates are the median of the rounds, half their interquartile range, and in brackets the best.
+    """
+    click.echo(bench(**options))

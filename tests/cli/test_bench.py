@@ -10,7 +10,7 @@ import click
 import pytest
 
 from lutra import cli, machine
-from lutra.cli_bench import Counts, Names
+from lutra.cli.bench import Counts, Names
 
 TINY = ["bench", "--shape", "tiny", "--rounds", "1", "-p", "4", "-n", "2", "--threads", "1"]
 

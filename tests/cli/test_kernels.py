@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lutra.cli_kernel import describe_kernel, list_kernels
+from lutra.cli.kernels import describe_kernel, list_kernels
 from lutra.compiler import jit
 from lutra.compiler.kernel import kernel
 from lutra.compiler.language import Pointer, f32, i64, load, store

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import click
 
-from lutra.cli_model import is_model
+from lutra.cli.model import is_model
 from lutra.errors import FileError, RequestError
 
 MAX_BYTES = 1 << 27  # four for each of the characters that the tokenizer takes at most
