@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lutra.cli import allocate
 from lutra.cli.conditions import OPTIONS as CONDITIONS
 from lutra.cli.input import read_text
 from lutra.cli.model import resolve
@@ -16,6 +15,7 @@ from lutra.cli.show import LoadProgress
 from lutra.errors import FileError, LutraError, RequestError
 
 if TYPE_CHECKING:
+    from lutra.cli.allocate import Choice
     from lutra.model.quantize import Summary
     from lutra.model.recipe import Recipe
 
@@ -51,6 +51,8 @@ def quantize(
     threads, report = threads or usable_cores(), ""
     note_quantised(model)
     if is_chosen:
+        from lutra.cli import allocate
+
         names = {"names": choose_from.split(",")} if choose_from else {}
         with LoadProgress(lines=True) as progress:
             choice = allocate.for_file(model, Path(out), text, threads, progress, deployment, **names, **conditions)
@@ -73,7 +75,7 @@ def check_ending(out: str) -> None:
         )
 
 
-def with_choice(recipe: "Recipe", choice: allocate.Choice) -> "Recipe":
+def with_choice(recipe: "Recipe", choice: "Choice") -> "Recipe":
     """A recipe with the formats that were chosen; what --keep and --per-layer say counts more."""
     from lutra.model.recipe import Recipe
 
