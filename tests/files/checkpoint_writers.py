@@ -107,3 +107,19 @@ def hqq(codes, scales, zeros, bits):
 
 def e4m3(values):
     return values.astype(ml_dtypes.float8_e4m3fn)
+
+
+def vptq(indices, books, *, residual=None, res_books=None, perm=None, scale=None, bias=None):
+    """Indices [books, N / v, K / books], books [books, centroids, v]; the residual's index lies above the main one."""
+    bits = int(np.ceil(np.log2(books.shape[1])))
+    codes, width = indices.astype(object), bits
+    tensors = {"centroids.weight": books.reshape(len(books), -1)}
+    if residual is not None:
+        codes = codes + residual.astype(object) * 2**bits
+        width += int(np.ceil(np.log2(res_books.shape[1])))
+        tensors["res_centroids.weight"] = res_books.reshape(len(books), -1)
+    tensors["indices"] = np.stack([stream(book, width) for book in codes])
+    if perm is not None:
+        tensors["perm"] = perm.astype(np.uint16).view(np.int16)
+    named = {"weight_scale": scale, "weight_bias": bias}
+    return tensors | {name: values for name, values in named.items() if values is not None}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from lutra.errors import FormatError
@@ -9,11 +11,11 @@ from lutra.errors import FormatError
 WORD = 32  # bits
 
 
-def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
+def unpack(words: np.ndarray, bits: int, count: int, dtype: Any = np.uint8) -> np.ndarray:
     """Read `count` codes of `bits` bits from a dense stream; a code may lie across two words.
 
     words    int32 or uint32 [R, W]    the stream of each row
-    returns  uint8 [R, count]
+    returns  dtype [R, count], which codes must fit
     raises   FormatError    a stream too short
 
     >>> unpack(np.array([[0x76543210]], np.int32), 4, 8).tolist()
@@ -29,8 +31,8 @@ def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     after = words[:, np.minimum(word + 1, words.shape[1] - 1)]
     crossing = shift > WORD - bits
     rest = (np.uint32(WORD) - shift).clip(max=np.uint32(WORD - 1))
-    codes = np.where(crossing, low | after << rest, low) & np.uint32(2**bits - 1)
-    return codes.astype(np.uint8)
+    codes: np.ndarray = np.where(crossing, low | after << rest, low) & np.uint32(2**bits - 1)
+    return codes.astype(dtype)
 
 
 def unpack_whole(words: np.ndarray, bits: int, count: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lutra.errors import FileError
 from lutra.files.door import shown
-from lutra.files.methods import awq, bitsandbytes, compressed_tensors, fp8, gptq, hqq, modelopt
+from lutra.files.methods import awq, bitsandbytes, compressed_tensors, fp8, gptq, hqq, modelopt, vptq
 from lutra.files.methods.layout import Chooser, Layout
 
 
@@ -26,6 +26,7 @@ METHODS: dict[str, Chooser] = {
     "fp8": fp8.layouts,
     "bitsandbytes": bitsandbytes.layouts,
     "hqq": hqq.layouts,
+    "vptq": vptq.layouts,
     "bitnet": lambda config: (),
 }
 
