@@ -36,7 +36,8 @@ def _packed_rows(model: Model) -> Iterator[tuple[str, ...]]:
     for name, linear in linears(model.weights):
         weight = linear.weight
         kind = weight.dtype if weight.format is None else weight.format.name
-        yield name, f"{kind}, {weight.order} order", f"{weight.n} x {weight.k}", "used in place"
+        beside = f", rank {linear.low_rank.v.n} beside" if linear.low_rank else ""
+        yield name, f"{kind}, {weight.order} order{beside}", f"{weight.n} x {weight.k}", "used in place"
 
 
 def _summary(model: Model) -> list[str]:

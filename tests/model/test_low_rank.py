@@ -8,6 +8,7 @@ import pytest
 
 from lutra.compiler import targets
 from lutra.compiler.launch import Program, Workers
+from lutra.errors import FileError
 from lutra.files import open_model
 from lutra.formats import catalog, sidecars
 from lutra.formats.sidecars import Adapted
@@ -23,6 +24,7 @@ from lutra.model.transformer import Transformer
 from lutra.model.weights import Linear, gated, side_by_side, tile
 from lutra.quantize.methods import rtn
 from tests.files.make_models import tiny_hf
+from tests.model.test_packed import change
 
 ISAS = [target.isa for target in targets.available()]
 TEXT = "the cat sat on the mat and in the end ran after another cat " * 40
@@ -96,6 +98,30 @@ def test_several_side_by_side_some_without() -> None:
     parts = [sidecars.matmul(x, w if isinstance(w, Adapted) else Adapted(w)) for w in (first, second, third)]
     for w, u, want in zip((first.weight, second, third.weight), us, parts, strict=True):
         assert np.array_equal(sidecars.matmul(x, Adapted(w, low_rank=(u, v))), want)
+
+
+U, V = "layers.0.o.low_rank_u", "layers.0.o.low_rank_v"
+
+
+@pytest.mark.parametrize(("edit", "words"), [
+    (lambda weights: weights[U].update(k=6), "codes: expected|by the config"),
+    (lambda weights: weights[U].update(n=32), "64 x 5 by the config"),
+    (lambda weights: weights[V].update(k=32), "5 x 64 by the config"),
+    (lambda weights: weights[V].update(n=1 << 30), "5 x 64 by the config"),
+    (lambda weights: weights[V].update(order="mad"), "mad order takes"),
+    (lambda weights: weights.pop(V), V),
+    (lambda weights: weights.pop(U), "only arrays"),
+    (lambda weights: weights.update({U: dict(weights["layers.0.o"], n=64, k=5)}), U),
+])  # fmt: skip
+def test_packed_files_that_lie(folder: Path, tmp_path: Path, edit, words: str) -> None:
+    quantize(folder, tmp_path / "m.safetensors", Recipe("planes3-g32", lorc=5), None, 2, lambda *_: None)
+    pack(tmp_path / "m.safetensors", tmp_path / "m.lutra", "auto", lambda *_: None)
+    config = config_from(open_model(tmp_path / "m.lutra"))
+    assert packed.load(open_model(tmp_path / "m.lutra"), config).layers[0].o.low_rank is not None
+    whole = (tmp_path / "m.lutra").read_bytes()
+    with pytest.raises(FileError, match=words):
+        path = change(tmp_path / "m.lutra", whole, lambda header, entries: edit(header["weights"]))
+        packed.load(open_model(path), config)
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])

@@ -153,6 +153,7 @@ def test_every_order_gives_the_same_bits(folder: Path, tmp_path: Path, order: st
 @pytest.mark.parametrize("name", [
     "planes4-g32-mins-u8xf16", "planes6-g16-i8xf16", "planes1x3-g128-mins", "ternaryx2-g128", "iq4nl-g32",
     "e2m1-g32-e8m0", "e2m1-g16-e4m3xf32-row", "planes4-g128-bf16", "ternary-g32-mins-i8xf32",
+    "e4m3-row", "e4m3-g32-e8m0",
 ])  # fmt: skip
 def test_every_kind_of_scale_comes_back(tmp_path: Path, name: str) -> None:
     """Arrays, axes and logits of a random model; no float of one byte may stand for no number."""
@@ -171,6 +172,11 @@ def test_every_kind_of_scale_comes_back(tmp_path: Path, name: str) -> None:
         weights.head.weight.scales[5] = 255
         packed.write(target, config, ({}, {}), weights, None)
         with pytest.raises(FileError, match="head: expected finite scales, got nan"):
+            packed.load(open_model(target), config)
+    if name == "e4m3-row":
+        weights.head.weight.scales.view(np.float32)[7] = -1e36
+        packed.write(target, config, ({}, {}), weights, None)
+        with pytest.raises(FileError, match="head.scales: expected finite products with codes, got inf"):
             packed.load(open_model(target), config)
     if name == "ternary-g32-mins-i8xf32":
         weights.head.weight.super_mins.view(np.float32)[7] = -3e38
