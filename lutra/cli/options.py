@@ -46,7 +46,9 @@ window_option = click.option(
     "--context", "--ctx", "context", type=click.IntRange(min=1), help="Tokens of a window.  Default: the protocol's."
 )
 limit_option = click.option("--limit", type=click.IntRange(min=1), help="Only the first questions of a file.")
-kv_option = click.option("--kv", default="f16", show_default=True, help="KV cache of f16, bf16, f32, int8 or int4.")
+kv_option = click.option(
+    "--kv", default="f16", show_default=True, help="KV cache of f16, bf16, f32, int8, int4, kivi4 or kivi2."
+)
 head_option = click.option("--head", help="Round the head to this format, as planes4-g32.  Default: as stored.")
 memory_options = options(threads_option, context_option, kv_option, head_option)
 speed_options = options(

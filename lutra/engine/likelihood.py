@@ -72,6 +72,7 @@ class Judge:
         shared = 0
         while shared < min(first, len(self.cached)) and self.cached[shared] == inputs[shared]:
             shared += 1
+        shared = self.transformer.resumable(shared)
         self.cached = []  # should something fail half-way
         if shared < first:
             self.transformer.prefill(inputs[shared:first], shared)

@@ -77,7 +77,7 @@ class LLM:
         threads   default: the cores this process may use
         context   tokens to make room for; default: the model's own, at most 4096
         progress  called as progress(label, done, total)
-        kv        what the KV cache holds: f16, bf16, f32, int8 or int4
+        kv        what the KV cache holds: f16, bf16, f32, int8, int4, kivi4 or kivi2
         head      format to round the head to, as planes4-g32; default: as stored.  The embedding stays as stored
         prefill_threads  for the prompt, which computes where decoding reads memory; default: as threads
         Raises FileError (the file), CapacityError (context or threads), KernelError (kv), FormatError (head),
@@ -112,7 +112,7 @@ class LLM:
         """Continue token ids until an end token (not yielded), max_tokens or the context's end."""
         self._check_room(prompt)
         stats = self.stats = Stats(prompt_tokens=len(prompt), load_s=self.stats.load_s)
-        stats.cached_tokens = self.sequence.restart(prompt)
+        stats.cached_tokens = self.sequence.restart(prompt, self.transformer.resumable)
         rng = make_rng(params.seed)
         for _ in range(min(params.max_tokens, self.transformer.context - len(prompt) + 1)):
             started = time.perf_counter()

@@ -22,7 +22,10 @@ Source    as attention.py; integers on both sides: SageAttention, arXiv 2410.023
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +36,7 @@ from lutra.compiler.launch import Step
 from lutra.errors import KernelError
 from lutra.formats.reduce import tree_sum
 from lutra.kernels.buffers import aligned, check_state
-from lutra.kernels.cache import BLOCK, QUARTERS, STRIDE, Cache, Queries, keys_of, scales_of, values_of
+from lutra.kernels.cache import BLOCK, STRIDE, Cache, Queries, keys_of, scales_of, values_of
 from lutra.kernels.code_passes import NUM_SUMS, STRIDES, Rows, Shape, Weights, gather, score, weigh
 from lutra.kernels.codes import CODES, SMALLEST, integers_spec
 from lutra.kernels.items import items
@@ -64,33 +67,35 @@ def attention_spec(
     """Attention of the first `rows` rows, which stand at position, position + 1, ...: f32 [rows, heads, D]."""
     by = np.float32(factor(scale, cache.head_dim))
     kv = np.arange(heads) // (heads // cache.kv_heads)
-    return np.stack([_row_spec(queries, cache, row, position + row, kv, by) for row in range(rows)])
+
+    def scores(row: int, step: int) -> np.ndarray:
+        unit = queries.scales[row, :, 0] * by  # [heads]
+        offset = unit * queries.scales[row, :, 1]
+        ks, km = scales_of(cache.key_scales, step)[:, kv]
+        found = products_spec(queries.codes[row, :, :, : cache.head_dim], keys_of(cache, step)[kv])
+        return found * (ks * unit[:, None]) + km * offset[:, None]
+
+    return np.stack([row_spec(cache, position + row, kv, partial(scores, row)) for row in range(rows)])
 
 
-def _row_spec(queries: Queries, cache: Cache, row: int, position: int, kv: np.ndarray, scale: np.float32) -> np.ndarray:
+Scores = Callable[[int], np.ndarray]  # of a row, from the number of a block of 64 positions: f32 [heads, 64]
+
+
+def row_spec(cache: Cache, position: int, kv: np.ndarray, scores: Scores) -> np.ndarray:
+    """Attention of one row with known scores: f32 [heads, D]; kv is the key/value head of each head."""
     total = empty_part(len(kv), NUM_SUMS, cache.head_dim)
     for first in range(0, position + 1, PIECE):
-        total = merge_spec(total, _part_spec(queries, cache, row, first, position, kv, scale))
+        total = merge_spec(total, _part_spec(cache, first, position, kv, scores))
     l, b = (tree_sum(total.sums[:, i]) for i in range(NUM_SUMS))  # noqa: E741  the letter of the papers
     return (total.out + b[:, None]) / l[:, None]
 
 
-def _part_spec(
-    queries: Queries, cache: Cache, row: int, first: int, position: int, kv: np.ndarray, scale: np.float32
-) -> Part:
+def _part_spec(cache: Cache, first: int, position: int, kv: np.ndarray, scores: Scores) -> Part:
     """One piece, whose first position is `first`."""
     codes, heads = CODES[cache.kind], len(kv)
     steps = range(first // STRIDE, min(first + PIECE, position // STRIDE * STRIDE + STRIDE) // STRIDE)
-    unit = queries.scales[row, :, 0] * scale  # [heads]
-    offset = unit * queries.scales[row, :, 1]
-    q = queries.codes[row, :, :, : cache.head_dim]  # [heads, parts, D]
-    dots, scales = [], []
-    for step in steps:
-        ks, km = scales_of(cache.key_scales, step)[:, kv]
-        dots.append(_joined_spec(q, keys_of(cache, step)[kv]) * (ks * unit[:, None]) + km * offset[:, None])
-        scales.append(scales_of(cache.value_scales, step)[:, kv])
-    m, p = weights_spec(scores_spec(np.concatenate(dots, 1), first, position))
-    vs, vm = np.concatenate(scales, 2)
+    m, p = weights_spec(scores_spec(np.concatenate([scores(step) for step in steps], 1), first, position))
+    vs, vm = np.concatenate([scales_of(cache.value_scales, step)[:, kv] for step in steps], 2)
     sums = np.stack([lanes_spec(p), lanes_spec(p * vm)], 1)
     out = np.zeros((heads, cache.head_dim), np.float32)
     for step, w in zip(steps, np.split(p * vs, len(steps), 1), strict=True):
@@ -98,11 +103,11 @@ def _part_spec(
         weights = integers_spec(w, np.float32(codes.most) / largest, codes.parts)  # [parts, heads, 64]
         unit = largest * np.float32(1 / codes.most)
         v = values_of(cache, step)[kv].swapaxes(1, 2)  # [heads, D, 64]
-        out = out + _joined_spec(weights.transpose(1, 0, 2), v) * unit[:, None]
+        out = out + products_spec(weights.transpose(1, 0, 2), v) * unit[:, None]
     return Part(m, sums, out)
 
 
-def _joined_spec(parts: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def products_spec(parts: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """i8 [heads, parts, n] times codes [heads, m, n], the bytes put together: f32 [heads, m]."""
     sums = np.einsum("hpn,hmn->phm", parts.astype(np.int32), codes.astype(np.int32)).astype(np.float32)
     return sums[0] if len(sums) == 1 else sums[0] * np.float32(256) + sums[1]
@@ -210,27 +215,41 @@ def bind(
     tile, sums   change the speed, never the result
     Raises KernelError when shapes disagree.
     """
-    head_dim, kv_heads = cache.head_dim, cache.kv_heads
-    if heads % kv_heads or y.shape[1] < heads * head_dim:
-        raise KernelError(
-            f"expected heads a multiple of kv_heads={kv_heads} and rows of at least {heads * head_dim} columns, got "
-            f"{heads} heads and y {y.shape}; check the model's config"
-        )
+    check_step(cache, y, state, heads)
     check_queries(queries, cache, len(y), heads)
-    check_state(state)
     room = room or allocate(cache, len(y), heads)
+    args, static = bind_pieces(cache, y, state, heads, room, isa, tile, sums)
+    args |= dict(query_codes=queries.codes.view(np.int32), query_scales=queries.scales)
+    launch = attention_codes.bind(args | dict(scale=factor(scale, cache.head_dim)), isa, **static)
+    return steps_of(launch, room, y, state, heads=heads, head_dim=cache.head_dim, num_sums=NUM_SUMS, isa=isa)
+
+
+def bind_pieces(
+    cache: Cache, y: np.ndarray, state: np.ndarray, heads: int, room: CodesRoom, isa: str | None, tile: int | None,
+    sums: int | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """Arguments and static parameters of everything but queries."""
+    head_dim, kv_heads = cache.head_dim, cache.kv_heads
     kind, cut = CODES[cache.kind], room.cut
     wanted, registers = TILES.get(targets.choose(isa).isa, TILES["portable"])
+    wanted = min(wanted, registers // (kind.per_byte * kind.parts))
     tile = tile_for(cut, heads // kv_heads, tile or wanted)
     vectors = (sums or registers) // (tile * kind.parts)
-    args = dict(query_codes=queries.codes.view(np.int32), query_scales=queries.scales)
-    args |= dict(keys=cache.keys, values=cache.values, key_scales=cache.key_scales, value_scales=cache.value_scales)
+    args = dict(keys=cache.keys, values=cache.values, key_scales=cache.key_scales, value_scales=cache.value_scales)
     args |= dict(scores=room.scores, weights=room.weights.view(np.int32), units=room.units)
     args |= dict(wide_scales=room.scales, parts=room.parts)
     args |= dict(y=y, state=state, y_stride=y.shape[1], blocks=cache.keys.shape[1], pieces=cut.pieces)
-    args |= dict(scale=factor(scale, head_dim))
     static = dict(heads=heads, kv_heads=kv_heads, head_dim=head_dim, rows=cut.rows, split=cut.split, kind=cache.kind)
-    static |= dict(tile=tile, together=largest_divisor(QUARTERS, vectors))
+    static |= dict(tile=tile, together=largest_divisor((kind.group or STRIDE) // BLOCK, vectors))
     static |= dict(span=largest_divisor(cache.values.shape[2], vectors // kind.per_byte))
-    launch = attention_codes.bind(args, isa, **static)
-    return steps_of(launch, room, y, state, heads=heads, head_dim=head_dim, num_sums=NUM_SUMS, isa=isa)
+    return args, static
+
+
+def check_step(cache: Cache, y: np.ndarray, state: np.ndarray, heads: int) -> None:
+    """Raise KernelError unless y has room for so many heads, a multiple of the cache's."""
+    if heads % cache.kv_heads or y.shape[1] < heads * cache.head_dim:
+        raise KernelError(
+            f"expected heads a multiple of kv_heads={cache.kv_heads} and rows of at least {heads * cache.head_dim} "
+            f"columns, got {heads} heads and y {y.shape}; check the model's config"
+        )
+    check_state(state)

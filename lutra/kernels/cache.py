@@ -9,8 +9,19 @@ Codes lie in words of 4 bytes, each the operand of one lane of dot4; D = head_di
     values   u8 [kv_heads, context / 64, D / (16 per_byte), 16, 16 lanes, 4]    4 positions of one d a word, lane = d
     scales   f16 [kv_heads, context / 16, 2, 16]                                scale, then minimum, of 16 positions
 
-With int4 the high half of a byte holds what lies one word (keys: d + 4) or one vector (values: d + 16) further on, so
-every byte belongs to one position: rows that are stored at the same time never share one.
+The higher codes of a byte lie one word (keys: d + 4) or one vector (values: d + 16) further on, and so forth, so every
+byte belongs to one position: rows that are stored at the same time never share one.
+
+KIVI's kinds quantise values like that, and keys by channel: the keys of a group of 64 positions, counted from position
+0, share a scale and a minimum for each channel.  They become codes when the last of the group is there; until then, and
+as long as a row of the same group may ask for them, they stay in `recent`, in f16, where a group of positions takes the
+place of the one `recent_groups` before it.  A row reads keys of its own group there, and those of all groups before as
+codes: what it reads is decided by positions alone.
+
+    scales of keys    f16 [kv_heads, context / 64, 2, D padded to 16]
+    recent            f16 [kv_heads, recent blocks, D, 16 positions]
+
+Source    KIVI: Liu et al., arXiv 2402.02750, section 3.3; there groups of 32 positions, and 128 newest keys as floats
 """
 
 from __future__ import annotations
@@ -36,7 +47,7 @@ DEFAULT_KIND = "f16"
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of one layer; the two arrays of scales are empty for float kinds."""
+    """Keys and values of one layer; arrays that a kind does not need are empty."""
 
     kind: str
     head_dim: int
@@ -44,6 +55,7 @@ class Cache:
     values: np.ndarray
     key_scales: np.ndarray
     value_scales: np.ndarray
+    recent: np.ndarray
 
     @property
     def kv_heads(self) -> int:
@@ -51,7 +63,12 @@ class Cache:
 
     @property
     def num_bytes(self) -> int:
-        return sum(array.nbytes for array in (self.keys, self.values, self.key_scales, self.value_scales))
+        return sum(a.nbytes for a in (self.keys, self.values, self.key_scales, self.value_scales, self.recent))
+
+    @property
+    def recent_groups(self) -> int:
+        """Groups of positions that `recent` has room for."""
+        return int(self.recent.shape[1]) * BLOCK // CODES[self.kind].group
 
 
 @dataclass(frozen=True)
@@ -66,26 +83,34 @@ class Queries:
     scales: np.ndarray
 
 
-def allocate(kind: str, kv_heads: int, context: int, head_dim: int) -> Cache:
-    """Zeroed room for at least `context` positions.  Raises KernelError for a kind there is not."""
+def allocate(kind: str, kv_heads: int, context: int, head_dim: int, rows: int = 1) -> Cache:
+    """Zeroed room for at least `context` positions, stored by steps of at most `rows` rows.
+
+    Raises KernelError for a kind there is not.
+    """
     check_kind(kind)
     if kind in rope.FLOATS:
         keys, values = rope.allocate_cache(kv_heads, context, head_dim, kind)
-        none = np.zeros(0, np.float16)
-        return Cache(kind, head_dim, keys, values, none, none)
+        return Cache(kind, head_dim, keys, values, *[np.zeros(0, np.float16)] * 3)
     codes, steps = CODES[kind], -(-context // STRIDE)
     key_words, value_vectors = (
         codes.key_columns(head_dim) // (4 * codes.per_byte),
         codes.value_columns(head_dim) // (NUM_LANES * codes.per_byte),
     )
-    blocks = steps * (STRIDE // BLOCK)
+    blocks, group = steps * QUARTERS, codes.group
+    key_scales: tuple[int, ...] = (kv_heads, blocks, 2, BLOCK)
+    recent_blocks = 0
+    if group:
+        key_scales = (kv_heads, steps * STRIDE // group, 2, rope.padded(head_dim))
+        recent_blocks = (-(-(rows - 1) // group) + 1) * (group // BLOCK)  # the groups that `rows` rows may touch
     return Cache(
         kind,
         head_dim,
         aligned((kv_heads, blocks, key_words, BLOCK, 4), np.uint8),
         aligned((kv_heads, steps, value_vectors, STRIDE // 4, NUM_LANES, 4), np.uint8),
+        aligned(key_scales, np.float16),
         aligned((kv_heads, blocks, 2, BLOCK), np.float16),
-        aligned((kv_heads, blocks, 2, BLOCK), np.float16),
+        aligned((kv_heads, recent_blocks, head_dim, BLOCK), np.float16),
     )
 
 
@@ -99,12 +124,23 @@ def allocate_queries(kind: str, rows: int, heads: int, head_dim: int) -> Queries
 
 
 def position_bytes(kind: str, kv_heads: int, head_dim: int) -> int:
-    """Bytes one position takes in one layer."""
+    """Bytes one position takes in one layer; what `recent` takes does not grow with them."""
     check_kind(kind)
     if kind in rope.FLOATS:
         return kv_heads * (head_dim + rope.padded(head_dim)) * rope.FLOATS[kind][0].size_bytes
-    codes, scale_bytes = CODES[kind], 2 * 2 * np.dtype(np.float16).itemsize
-    return kv_heads * ((codes.key_columns(head_dim) + codes.value_columns(head_dim)) // codes.per_byte + scale_bytes)
+    codes, pair_bytes = CODES[kind], 2 * np.dtype(np.float16).itemsize
+    key_bytes = pair_bytes * rope.padded(head_dim) // codes.group if codes.group else pair_bytes
+    columns = codes.key_columns(head_dim) + codes.value_columns(head_dim)
+    return kv_heads * (columns // codes.per_byte + key_bytes + pair_bytes)
+
+
+def resumable(kind: str, position: int) -> int:
+    """The last position up to `position` at which a cache may go on with another text.
+
+    Of a group that is cut, the keys before may have given way in `recent` to those of the text that was there.
+    """
+    group = CODES[kind].group if kind in CODES else 0
+    return position // group * group if group else position
 
 
 def check_kind(kind: str) -> None:

@@ -98,28 +98,12 @@ def score(
 
     keys and values, and their two scales, lie alike: while keys are read, values are asked for.
     """
-    kind, words, together = shape.kind, shape.key_words, shape.together
-    ahead = words * (4 * STRIDE) if item.piece is None else NEAR
+    together = shape.together
     for quarter in loop(0, num_strides(item, piece) * QUARTERS, together):
         for slot in loop(0, item.num_slots, shape.tile):
             queries = item.queries(slot, shape.tile)
             indices = [row * shape.heads + head for row, head in queries]
-            accs = [_Sums(together, kind.parts) for _ in queries]
-            for word in loop(0, words):
-                stored = [
-                    _fetch(keys, ((block + quarter + i) * words + word) * (4 * BLOCK), ahead)
-                    for i in range(together)
-                ]
-                if item.piece is not None:  # a piece of values is as large as one of keys, and read next
-                    for i in range(together):
-                        prefetch(values, ((block + quarter + i) * words + word) * (4 * BLOCK), 2)
-                for i in range(kind.per_byte):
-                    codes = [code(v, i, kind) for v in stored]
-                    for index, acc in zip(indices, accs, strict=True):
-                        for part in range(kind.parts):
-                            at = (index * kind.parts + part) * shape.query_words + word * kind.per_byte + i
-                            acc.add(part, codes, load(rows.codes, at), kind)
-            found = [acc.values() for acc in accs]
+            found = products(item, shape, rows.codes, indices, keys, block + quarter, values)
             for b in range(together):
                 at = (block + quarter + b) * (2 * BLOCK)
                 if item.piece is not None:  # scales of the next piece of keys, and of these positions' values
@@ -132,6 +116,28 @@ def score(
                     score = found[i][b] * (ks * splat(unit, BLOCK)) + km * splat(offset, BLOCK)
                     at = (item.first_slot + slot + i) * PIECE + (quarter + b) * BLOCK
                     store(scores, at, item.seen(row, piece, quarter + b, score))
+
+
+def products(
+    item: Item, shape: Shape, codes: Value, indices: list[Value], keys: Value, block: Value, values: Value
+) -> list[list[Value]]:
+    """f32x16 of the integers of queries, by their numbers in `codes`, times `together` blocks: [query][block]."""
+    kind, words, together = shape.kind, shape.key_words, shape.together
+    ahead = words * (4 * STRIDE) if item.piece is None else NEAR
+    accs = [_Sums(together, kind.parts) for _ in indices]
+    for word in loop(0, words):
+        places = [((block + i) * words + word) * (4 * BLOCK) for i in range(together)]
+        stored = [_fetch(keys, place, ahead) for place in places]
+        if item.piece is not None:  # a piece of values is as large as one of keys, and read next
+            for place in places:
+                prefetch(values, place, 2)
+        for i in range(kind.per_byte):
+            fields = [code(v, i, kind) for v in stored]
+            for index, acc in zip(indices, accs, strict=True):
+                for part in range(kind.parts):
+                    at = (index * kind.parts + part) * shape.query_words + word * kind.per_byte + i
+                    acc.add(part, fields, load(codes, at), kind)
+    return [acc.values() for acc in accs]
 
 
 def num_strides(item: Item, piece: Value) -> Value:
@@ -147,7 +153,7 @@ def weigh(item: Item, piece: Value, shape: Shape, room: Weights, scales: Value, 
         for i in range(2):
             wide = convert(load(scales, (block + quarter) * (2 * BLOCK) + i * BLOCK, BLOCK), f32)
             store(room.scales, own_scales + i * PIECE + quarter * BLOCK, wide)
-    for slot in loop(0, (item.num_slots + (tile - 1)) // tile * tile):
+    for slot in loop(0, item.whole_tiles(tile)):
         (query,) = item.queries(slot, 1)
         own = item.first_slot + slot
         record = item.part(slot, query, piece)

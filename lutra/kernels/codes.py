@@ -48,11 +48,13 @@ class Codes:
     bits    of one code
     parts   bytes of a query element or an attention weight that meets them: 2 keep their rounding far below that of
             8-bit codes, and 1 does so for 4-bit codes
+    group   positions whose keys share a scale and a minimum, of each channel; 0: every key has its own
     """
 
     name: str
     bits: int
     parts: int
+    group: int = 0
 
     @property
     def per_byte(self) -> int:
@@ -77,7 +79,15 @@ class Codes:
         return round_up(head_dim, NUM_LANES * self.per_byte)
 
 
-CODES = {"int8": Codes("int8", 8, 2), "int4": Codes("int4", 4, 1)}
+CODES = {
+    kind.name: kind
+    for kind in (
+        Codes("int8", 8, 2),
+        Codes("int4", 4, 1),
+        Codes("kivi4", 4, 1, 64),
+        Codes("kivi2", 2, 1, 64),
+    )
+}
 
 
 # ---- in NumPy --------------------------------------------------------------------------------------------------------
@@ -182,4 +192,6 @@ def code(stored: Value, i: int, kind: Codes) -> Value:
     """The i-th code of every byte."""
     if kind.per_byte == 1:
         return stored
-    return stored >> kind.bits if i else stored & kind.levels
+    if i == kind.per_byte - 1:
+        return stored >> kind.bits * i
+    return (stored >> kind.bits * i if i else stored) & kind.levels

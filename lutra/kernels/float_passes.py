@@ -75,7 +75,7 @@ def score(
 def weigh(item: Item, piece: Value, shape: Shape, scores: Value, parts: Value) -> None:
     """Scores become weights; their maximum, their sum and zeros become the record of the piece."""
     num_blocks, tile = item.num_blocks(piece), shape.tile
-    for slot in loop(0, (item.num_slots + (tile - 1)) // tile * tile):
+    for slot in loop(0, item.whole_tiles(tile)):
         (query,) = item.queries(slot, 1)
         at, record = (item.first_slot + slot) * PIECE, item.part(slot, query, piece)
         clear_part(parts, record, shape.record)

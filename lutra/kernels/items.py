@@ -51,6 +51,10 @@ class Item:
         """Queries there are."""
         return (self.rows_end - self.first) * self.group
 
+    def whole_tiles(self, tile: int) -> Value:
+        """Queries there are, rounded up to tiles: those beyond are the last row's, over again."""
+        return (self.num_slots + (tile - 1)) // tile * tile
+
     @property
     def end(self) -> Value:
         """Positions that the last row sees."""

@@ -76,15 +76,19 @@ def rope_store_spec(
 
 
 def _store_queries_spec(q: np.ndarray, queries: Queries, codes: Codes) -> None:
-    m, _, head_dim = q.shape
+    parts, queries.scales[: len(q), :, 0], queries.scales[: len(q), :, 1] = queries_spec(q, codes)
+    queries.codes[: len(q)] = 0
+    queries.codes[: len(q), :, :, : q.shape[2]] = parts.transpose(1, 2, 0, 3)
+
+
+def queries_spec(q: np.ndarray, codes: Codes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Queries f32 [..., D] as integers: their bytes i8 [parts, ..., D], the value of 1 and the integers' sum [...]."""
     q = held_spec(q, QUERY_LIMIT)
     largest = np.maximum(np.abs(q).max(-1), np.float32(SMALLEST))
-    parts = integers_spec(q, np.float32(codes.most) / largest, codes.parts)  # [parts, M, heads, D]
-    queries.codes[:m] = 0
-    queries.codes[:m, :, :, :head_dim] = parts.transpose(1, 2, 0, 3)
+    parts = integers_spec(q, np.float32(codes.most) / largest, codes.parts)
     weights = 256 ** np.arange(codes.parts)[::-1]
-    queries.scales[:m, :, 0] = largest * np.float32(1 / codes.most)
-    queries.scales[:m, :, 1] = np.tensordot(weights, parts.astype(np.int32).sum(-1), 1)
+    sums = np.tensordot(weights, parts.astype(np.int32).sum(-1), 1).astype(np.float32)
+    return parts, largest * np.float32(1 / codes.most), sums
 
 
 def _store_key_spec(k: np.ndarray, cache: Cache, kv: int, position: int) -> None:
@@ -147,16 +151,16 @@ def rope_store_codes(
         at = row.queries + index * head_dim
         rotate_in_place(qkv, at, *angles, q_norm if qk_norm else None, head_dim, eps)
         place = row.number * heads + row.kv * (heads // kv_heads) + index
-        _store_query(_vectors(qkv, at, head_dim, 0.0), query_codes, query_scales, place, columns, codes)
+        store_query(vectors(qkv, at, head_dim, 0.0), query_codes, query_scales, place, columns, codes)
     rotate_in_place(qkv, row.key, *angles, k_norm if qk_norm else None, head_dim, eps)
     block, lane = row.kv * blocks + row.position // BLOCK, row.position % BLOCK
-    found, *range_ = quantized(_vectors(qkv, row.key, head_dim), codes, head_dim)
+    found, *range_ = quantized(vectors(qkv, row.key, head_dim), codes, head_dim)
     _store_key(found, keys, block, lane, codes, head_dim)
     _store_scales(range_, key_scales, block, lane)
     store_value(qkv, row, values, value_scales, blocks, codes, head_dim)
 
 
-def _vectors(qkv: Value, at: Value, head_dim: int, padding: float | None = None) -> list[Value]:
+def vectors(qkv: Value, at: Value, head_dim: int, padding: float | None = None) -> list[Value]:
     """A head in vectors of 16 lanes; the last is filled with `padding`, or with its own first element."""
     parts = []
     for start, lanes in chunks(head_dim):
@@ -169,7 +173,7 @@ def _vectors(qkv: Value, at: Value, head_dim: int, padding: float | None = None)
     return parts
 
 
-def _store_query(parts: list[Value], codes: Value, scales: Value, place: Value, columns: int, kind: Codes) -> None:
+def store_query(parts: list[Value], codes: Value, scales: Value, place: Value, columns: int, kind: Codes) -> None:
     """Integers of a query, the value of 1 and the integers' sum."""
     parts = [held(v, QUERY_LIMIT) for v in parts]
     largest = absolute(parts[0])
@@ -205,12 +209,12 @@ def _store_key(found: list[Value], keys: Value, block: Value, lane: Value, kind:
 def store_value(qkv: Value, row: Row, values: Value, scales: Value, blocks: Value, kind: Codes, head_dim: int) -> None:
     """Codes of a row's value, one byte of every word of its vectors; its scale and minimum."""
     block, inside = row.kv * blocks + row.position // BLOCK, row.position % STRIDE
-    found, *range_ = quantized(_vectors(qkv, row.value, head_dim), kind, head_dim)
+    found, *range_ = quantized(vectors(qkv, row.value, head_dim), kind, head_dim)
     _store_scales(range_, scales, block, row.position % BLOCK)
-    vectors = kind.value_columns(head_dim) // (NUM_LANES * kind.per_byte)
+    count = kind.value_columns(head_dim) // (NUM_LANES * kind.per_byte)
     found = found + [const(0, u8, NUM_LANES)] * (-len(found) % kind.per_byte)
-    at = block // (STRIDE // BLOCK) * (vectors * STRIDE * NUM_LANES) + inside // 4 * (4 * NUM_LANES) + inside % 4
-    for vector in range(vectors):
+    at = block // (STRIDE // BLOCK) * (count * STRIDE * NUM_LANES) + inside // 4 * (4 * NUM_LANES) + inside % 4
+    for vector in range(count):
         total = joined(found[vector * kind.per_byte : (vector + 1) * kind.per_byte], kind)
         for lane in range(NUM_LANES):
             store(values, at + (vector * (STRIDE * NUM_LANES) + lane * 4), extract(total, lane))

@@ -56,7 +56,7 @@ class Buffers:
         self.gated = self._matrix(config.ffn_size)
         self.logits = aligned((round_up(head_rows, ROW_BLOCK), _columns(config.vocab_size)), np.float32)
         self.best = aligned((len(self.logits),), np.int32)
-        self.caches = _allocate_caches(config, context, kind)
+        self.caches = _allocate_caches(config, context, kind, self.rows)
         self.queries = kv.queries_for(kind, self.rows, heads, width)
         self.cos, self.sin = _rotations(self.context, rope_frequencies(config, factors))
 
@@ -74,7 +74,7 @@ def _columns(width: int) -> int:
     return round_up(width, 256) + COLUMN_BLOCK
 
 
-def _allocate_caches(config: ModelConfig, context: int, kind: str) -> list[cache.Cache]:
+def _allocate_caches(config: ModelConfig, context: int, kind: str, rows: int) -> list[cache.Cache]:
     """Keys and values of every layer.
 
     Raises CapacityError when the machine has not that much memory, KernelError for a kind there is not.
@@ -85,7 +85,7 @@ def _allocate_caches(config: ModelConfig, context: int, kind: str) -> list[cache
         if memory is not None and needed > memory:
             raise MemoryError
         return [
-            cache.allocate(kind, config.num_kv_heads, context, config.head_dim) for _ in range(config.num_layers)
+            cache.allocate(kind, config.num_kv_heads, context, config.head_dim, rows) for _ in range(config.num_layers)
         ]
     except MemoryError:
         got = "less" if memory is None else f"{memory / 1e9:.1f} GB"

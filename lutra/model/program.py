@@ -69,7 +69,7 @@ class Recorder:
                 steps += self._linear(linear, source, b.residual, layer.attn_norm, b.qkv, "store")
         norms: dict[str, Any] = {"q_norm": layer.q_norm, "k_norm": layer.k_norm, "eps": c.norm_eps}
         options: dict[str, Any] = {"heads": c.num_heads, "isa": self.isa}
-        steps.append(kv.bind_store(b.qkv, cache, b.queries, b.cos, b.sin, b.state, **options, **norms))
+        steps += kv.bind_store(b.qkv, cache, b.queries, b.cos, b.sin, b.state, **options, **norms)
         options["room"] = self.scratch.room(cache, self.rows, c.num_heads)
         steps += kv.bind_attention(b.qkv, cache, b.queries, b.attended, b.state, **options)
         return steps + self._project(layer.o, b.attended, layer.attn_sub_norm)

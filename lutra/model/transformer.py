@@ -13,7 +13,7 @@ import numpy as np
 
 from lutra.compiler.launch import Program, Workers
 from lutra.errors import CapacityError, RequestError
-from lutra.kernels.cache import DEFAULT_KIND
+from lutra.kernels.cache import DEFAULT_KIND, resumable
 from lutra.model.buffers import HEAD_ROW, NUM_HEAD_ROWS, NUM_ROWS, POSITION, Buffers
 from lutra.model.config import ModelConfig
 from lutra.model.program import Recorder, Scratch
@@ -141,6 +141,10 @@ class Transformer:
         self._enter(tokens, position)
         self.prefill_program.run(self.prefill_workers, len(tokens))
         return self._logits(0, len(tokens))
+
+    def resumable(self, position: int) -> int:
+        """The last position up to `position` at which another text may go on with what the cache holds before it."""
+        return resumable(self.kv, position)
 
     def _enter(self, tokens: Sequence[int], position: int) -> None:
         self._check(tokens, position)

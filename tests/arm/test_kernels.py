@@ -11,16 +11,15 @@ from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
 from lutra.kernels import (
     attention,
-    attention_codes,
     cache,
     codes,
     embed,
+    kv,
     matmul_dense,
     matmul_lut,
     matmul_mad,
     norm,
     rope,
-    rope_codes,
 )
 from lutra.kernels.activations import Activations, allocate
 from lutra.kernels.buffers import aligned
@@ -187,18 +186,18 @@ def test_attention(emulator, dtype, isa):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", codes.CODES)
 def test_cache_of_codes(emulator, kind, isa):
-    store, attend = codes_steps(kind)
-    check(emulator, store, ROWS, isa)
-    store.launch.run(0, store.count(ROWS))  # natively, for attention to have something to read
-    check(emulator, attend, ROWS, isa)
+    for step in codes_steps(kind):
+        check(emulator, step, ROWS, isa)
+        step.launch.run(0, step.count(ROWS))  # natively, for the next one to have something to read
 
 
-def codes_steps(kind: str) -> tuple[Step, Step]:
-    """The store of rows into a cache of codes, and attention over it."""
-    held = cache.allocate(kind, KV_HEADS, CONTEXT, HEAD_DIM)
-    queries = cache.allocate_queries(kind, ROWS, HEADS, HEAD_DIM)
+def codes_steps(kind: str) -> list[Step]:
+    """The store of rows into a cache of codes, up to the end of a group of keys and beyond, and attention over it."""
+    position, context = 61, 80
+    held = cache.allocate(kind, KV_HEADS, context, HEAD_DIM, ROWS)
+    queries = kv.queries_for(kind, ROWS, HEADS, HEAD_DIM)
     qkv = random_floats(ROWS, (HEADS + 2 * KV_HEADS) * HEAD_DIM)
-    cos, sin = random_floats(CONTEXT, HEAD_DIM // 2), random_floats(CONTEXT, HEAD_DIM // 2)
-    y = aligned((ROWS, HEADS * HEAD_DIM), np.float32)
-    store = rope_codes.bind(qkv, held, queries, cos, sin, state(ROWS, 13), heads=HEADS)
-    return store, *attention_codes.bind(queries, held, y, state(ROWS, 13), heads=HEADS, tile=2, sums=4)
+    cos, sin = random_floats(context, HEAD_DIM // 2), random_floats(context, HEAD_DIM // 2)
+    y, options = aligned((ROWS, HEADS * HEAD_DIM), np.float32), {"heads": HEADS}
+    steps = kv.bind_store(qkv, held, queries, cos, sin, state(ROWS, position), **options)
+    return steps + kv.bind_attention(qkv, held, queries, y, state(ROWS, position), **options, tile=2, sums=4)

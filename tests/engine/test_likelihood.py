@@ -21,6 +21,9 @@ class Counting:
     def __init__(self) -> None:
         self.seen: list[tuple[str, list[int], int]] = []
 
+    def resumable(self, position: int) -> int:
+        return position
+
     def prefill(self, tokens: list[int], position: int) -> None:
         self.seen.append(("prefill", list(tokens), position))
 

@@ -206,7 +206,7 @@ def test_a_model_whose_logits_are_no_numbers_says_so(gguf: Path, tmp_path: Path)
 # ---- greedy ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kv", ["f32", "f16", "bf16", "int8", "int4"])
+@pytest.mark.parametrize("kv", ["f32", "f16", "bf16", "int8", "int4", "kivi4"])
 def test_the_best_token_is_found_without_the_sampler(gguf: Path, kv: str, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = LLM.load(gguf, threads=1, context=64, kv=kv)
     monkeypatch.setattr("lutra.engine.llm.sample", None)
@@ -220,5 +220,5 @@ def test_the_best_token_is_found_without_the_sampler(gguf: Path, kv: str, monkey
 
 
 def test_an_unknown_cache_is_refused(gguf: Path) -> None:
-    with pytest.raises(KernelError, match="expected a KV cache of f16, bf16, f32, int8, int4, got 'q8'"):
+    with pytest.raises(KernelError, match="expected a KV cache of f16, bf16, f32, int8, int4, kivi4, kivi2, got 'q8'"):
         LLM.load(gguf, threads=1, kv="q8")

@@ -33,6 +33,25 @@ def test_where_the_computing_starts(tokens: list[int], num_cached: int, prompt: 
     assert sequence.tokens == prompt
 
 
+def test_the_cache_may_ask_to_begin_earlier() -> None:
+    sequence = Sequence([1, 2, 3, 4, 5], num_cached=5)
+    assert sequence.restart([1, 2, 3, 4, 6], lambda position: position // 3 * 3) == 3 == sequence.num_cached
+
+
+def test_reuse_of_keys_in_groups_does_not_change_a_bit(gguf: Path) -> None:
+    """The first text has gone on far enough to take the place of the floats that the second one would read."""
+    first = [3 + 7 * i % 250 for i in range(200)]
+    second = [*first[:75], *(5 + 11 * i % 240 for i in range(12))]
+    used, fresh = (LLM.load(gguf, threads=1, context=256, kv="kivi4") for _ in range(2))
+    for prompt in (first, second):
+        cached = used.sequence.restart(prompt, used.transformer.resumable)
+        got = run_pending(used.transformer, used.sequence).copy()
+    assert cached == 64
+    fresh.sequence.restart(second)
+    want = run_pending(fresh.transformer, fresh.sequence)
+    np.testing.assert_array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
 @pytest.mark.parametrize("shared_tokens", [0, 1, 5, 11, 12])
 @pytest.mark.parametrize("model", ["gguf", "bitnet"])
 def test_reuse_does_not_change_a_bit(request: pytest.FixtureRequest, model: str, shared_tokens: int) -> None:

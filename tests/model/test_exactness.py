@@ -30,7 +30,11 @@ MODELS = {
 }
 
 
-KV = {"int8 keys and values": ("gguf-Q8_0", "int8"), "int4 keys and values": ("qwen3", "int4")}
+KV = {
+    "int8 keys and values": ("gguf-Q8_0", "int8"),
+    "int4 keys and values": ("qwen3", "int4"),
+    "kivi4 keys and values": ("qwen3", "kivi4"),
+}
 Model = tuple[Path, str]  # where it is, and what its KV cache holds
 
 
@@ -92,7 +96,7 @@ def test_chunk_size_and_earlier_texts_do_not_change_a_bit(model, want):
 # ---- a text of several of attention's pieces -------------------------------------------------------------------------
 
 LONG = [int(i) for i in np.random.default_rng(6).integers(3, 250, 2 * PIECE + 91)]  # three pieces, the last one partial
-CACHES = {"f16": "gguf-Q8_0", "int8": "gguf-Q8_0"}
+CACHES = {"f16": "gguf-Q8_0", "int8": "gguf-Q8_0", "kivi4": "gguf-Q8_0"}
 
 
 @pytest.fixture(scope="module", params=CACHES)
