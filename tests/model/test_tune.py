@@ -10,7 +10,7 @@ import pytest
 from lutra.compiler import targets
 from lutra.compiler.launch import Program, Workers
 from lutra.formats import catalog
-from lutra.kernels import choose, tuned
+from lutra.kernels import choose, plan, tuned
 from lutra.kernels.plan import candidates, plan_for
 from lutra.kernels.tuned import DECODE, PREFILL
 from lutra.machine import Roof
@@ -30,6 +30,16 @@ CONFIG = replace(random_config("tiny"), num_layers=1, vocab_size=300)
 @pytest.fixture(autouse=True)
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuned, "path", lambda isa: tmp_path / f"{isa}.json")
+
+
+@pytest.fixture(autouse=True)
+def few_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search compiles all that it tries; a third of the plans and of the blocks show what it does with them."""
+    monkeypatch.setitem(plan.SHAPES, "mad", ((1, 1, 1, False), (2, 2, 1, False), (2, 4, 1, False)))
+    monkeypatch.setattr(plan, "DISTANCES", ((0, 0), (plan.NEAR, plan.FAR)))
+    for order in ("mad", "trit5"):
+        blocks = {1, 2, choose.row_blocks(order, ISA)[-1]}
+        monkeypatch.setitem(choose.ROW_BLOCKS, (order, ISA), tuple(sorted(blocks)))
 
 
 @dataclass
