@@ -135,6 +135,16 @@ def test_pack_quantized(tmp_path, bits, dtype):
     want = dequantised(codes, scales, np.full(scales.shape, 2 ** (bits - 1)), np.arange(K) // 32)
     config = compressed(num_bits=bits, type="int", strategy="group", group_size=32, symmetric=True)
     assert np.array_equal(read(tmp_path, write.pack_quantized(codes, scales, bits), config), want)
+    assert open_model(tmp_path).tensors["layers.0.q"].read().scales.dtype == dtype
+
+
+def test_bf16_scales_stay_bf16_beside_zeros_too(tmp_path):
+    codes, scales, zeros, _ = a_weight(4, 32)
+    scales, groups = scales.astype(ml_dtypes.bfloat16), np.arange(K) // 32
+    config = compressed(num_bits=4, type="int", strategy="group", group_size=32, symmetric=False)
+    got = read(tmp_path, write.pack_quantized(codes, scales, 4, zeros=zeros), config)
+    assert np.array_equal(got, dequantised(codes, scales, zeros, groups))
+    assert open_model(tmp_path).tensors["layers.0.q"].read().format.name == "planes4-g32-zeros-bf16"
 
 
 @pytest.mark.parametrize("bits", [3, 4])
@@ -146,11 +156,13 @@ def test_pack_quantized_with_zero_points_and_act_order(tmp_path, bits):
     assert np.array_equal(read(tmp_path, tensors, config), dequantised(codes, scales, zeros, groups))
 
 
-def test_int_quantized(tmp_path):
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_int_quantized(tmp_path, dtype):
     weight = np.random.default_rng(0).integers(-128, 128, (N, K)).astype(np.int8)
-    scale = np.random.default_rng(1).uniform(0.01, 0.1, (N, 1)).astype(np.float32)
+    scale = np.random.default_rng(1).uniform(0.01, 0.1, (N, 1)).astype(dtype)
     got = read(tmp_path, {"weight": weight, "weight_scale": scale}, compressed("int-quantized", num_bits=8, type="int"))
-    assert np.array_equal(got, weight.astype(np.float32) * scale)
+    assert np.array_equal(got, weight.astype(np.float32) * scale.astype(np.float32))
+    assert open_model(tmp_path).tensors["layers.0.q"].read().scales.dtype == dtype
 
 
 FP8_VALUES = np.random.default_rng(0).normal(0, 30, (N, K)).astype(np.float32)
