@@ -71,9 +71,9 @@ FEW_ROW_BLOCKS: dict[tuple[str, str], tuple[int, ...]] = {
     ("mad", "avx2"): (1, 2, 3, 4),
 }
 # length of vectors → the most rows that are looked up; for more, the indices are turned into codes and multiplied.
-# Microseconds of 2048 x 5632 on one core of a Xeon, a row looked up : codes made and 16 rows multiplied.  Vectors
-# of 8: 105 : 2800; of 4, or of 8 with two books: 230 : 2500; of 2: 570 : 3800.  As int8 from the start: 400 for 1 to 4
-LOOKUP_ROWS = {8: 16, 4: 8, 2: 4}
+# Microseconds of 2048 x 5632 on one core of a Xeon, tables and a row looked up : codes made + 1 to 8 rows multiplied.
+# Vectors of 8: 120 : 620 + 400; of 4: 220 : 620 + 400; of 2: 520 : 650 + 400.  As int8 from the start: 400
+LOOKUP_ROWS = {8: 8, 4: 4, 2: 1}
 # Taking codes out of their words costs a block as much as the dot products of so many rows: mad, AVX-512, 2 bits, from
 # the .062 instructions per weight of one row and the .034 of each of four
 UNPACK_ROWS = 1.5

@@ -101,8 +101,7 @@ EXTENTS: dict[str, Extent] = {
     "vector": Extent(tiles_vector.TILE, _has_vectors, _packed_columns, _packed_bytes),
     "dense": Extent(PAIR, _has_floats, _dense_columns, _dense_bytes),
 }
-# rows beyond N, at most: buffers have no room for more.  Of the tiles of vectors only whole pairs are written
-MAX_PADDING = max(extent.tile for order, extent in EXTENTS.items() if order != "vector")
+MAX_PADDING = max(extent.tile for extent in EXTENTS.values())  # rows beyond N, at most: buffers have no room for more
 
 
 def array_bytes(weight: TiledWeight) -> dict[str, int]:

@@ -4,11 +4,13 @@ A tile is four pairs (tiles.py); its side 0 is their first 16 rows each, its sid
 in tiles of 16, so gate is one side and up the other, and each may have books of its own.
 
     codes    [tile of 128 rows][vector along K][book][side 0..1][pair 0..3][row 0..15]     one index each
-    books    [side 0..1, or one for both][book][part][centroid][byte 0..3]                 level + 128
+    books    [side 0..1, or one for both][book]:  [part][centroid][byte 0..3], then        level + 128
+             the same as [place in the vector][centroid]
     scales   f32 in mad order, as if rows were whole tiles
 
 A part of a centroid is four levels that meet the same four activations: 8 weights are two parts.  Vectors of two
 share four activations; part 0 meets the first two, part 1 the last two, and the other bytes of both are 0.
+Tables are made of parts, by dot products; vector_expand.py looks levels up place by place.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ TILE = 128  # rows
 PAIRS = TILE // PAIR
 SIDE = TILE // 2  # indices of a vector and side: one register
 PART_BYTES = 4 * CENTROIDS
+PLACE_BYTES = CENTROIDS
 
 
 def parts_of(format: VectorFormat) -> int:
@@ -30,9 +33,14 @@ def parts_of(format: VectorFormat) -> int:
     return 1 if format.length == 4 else 2
 
 
+def book_bytes(format: VectorFormat) -> int:
+    """Bytes of one book, of both its forms."""
+    return parts_of(format) * PART_BYTES + format.length * PLACE_BYTES
+
+
 def side_bytes(format: VectorFormat) -> int:
     """Bytes of the books of one side."""
-    return format.terms * parts_of(format) * PART_BYTES
+    return format.terms * book_bytes(format)
 
 
 def sides_of(weight: TiledWeight) -> int:
@@ -59,7 +67,7 @@ def _tiled(weight: VectorWeight, indices: np.ndarray, scales: np.ndarray, books:
     rows = np.pad(indices, ((0, padded - n), (0, 0), (0, 0)))
     codes[:] = rows.reshape(-1, PAIRS, 2, ROWS, *rows.shape[1:]).transpose(0, 5, 4, 2, 1, 3)
     found = aligned(len(books) * side_bytes(weight.format), np.uint8)
-    found[:] = np.concatenate([_in_parts(book).reshape(-1) for book in books])
+    found[:] = np.concatenate([_stored(book) for both in books for book in both])
     none = aligned(1, np.uint8)
     return TiledWeight(
         "vector", weight.format, "", n, k, round_up(n, PAIR), weight.format.padded_k(k), codes=codes.reshape(-1),
@@ -67,12 +75,11 @@ def _tiled(weight: VectorWeight, indices: np.ndarray, scales: np.ndarray, books:
     )  # fmt: skip
 
 
-def _in_parts(books: np.ndarray) -> np.ndarray:
-    """int8 [T, 256, length] to uint8 [T, parts, 256, 4]."""
-    terms, centroids, length = books.shape
-    levels = books.view(np.uint8) ^ np.uint8(128)
+def _stored(book: np.ndarray) -> np.ndarray:
+    """int8 [256, length] to its two forms, one behind the other: uint8, flat."""
+    centroids, length = book.shape
+    levels = book.view(np.uint8) ^ np.uint8(128)
+    parts = levels.reshape(centroids, -1, 4 if length > 2 else 2).swapaxes(0, 1)  # [parts, 256, 4], or [1, 256, 2]
     if length == 2:
-        parts = np.zeros((terms, 2, centroids, 4), np.uint8)
-        parts[:, 0, :, :2] = parts[:, 1, :, 2:] = levels
-        return parts
-    return levels.reshape(terms, centroids, -1, 4).swapaxes(1, 2)
+        parts = np.stack([np.pad(parts[0], ((0, 0), (2 * part, 2 - 2 * part))) for part in range(2)])
+    return np.concatenate([parts.reshape(-1), levels.T.reshape(-1)])

@@ -33,7 +33,7 @@ from lutra.formats.vectors import CENTROIDS, VectorFormat
 from lutra.kernels.activations import Activations
 from lutra.kernels.buffers import check_state
 from lutra.kernels.tiles import ROWS, TiledWeight
-from lutra.kernels.tiles_vector import PART_BYTES, parts_of, side_bytes, sides_of
+from lutra.kernels.tiles_vector import PART_BYTES, book_bytes, parts_of, side_bytes, sides_of
 
 BIAS = 32768  # makes every entry positive
 PLANES = 2
@@ -72,7 +72,7 @@ def vector_tables(
         for book in range(sides * format.terms):
             for part in range(parts if format.length == 2 else 1):
                 at = ((vector + part) * (sides * format.terms) + book) * TABLE_BYTES
-                first_part = (book * parts + part) * PART_BYTES
+                first_part = book * book_bytes(format) + part * PART_BYTES
                 store_table(tables, at, books, first_part, x, half_mask(format, part))
 
 

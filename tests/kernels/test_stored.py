@@ -105,7 +105,7 @@ def test_sizes_of_vectors():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"padded_n": 224}, "padded_n"),
+        ({"padded_n": 288}, "padded_n"),
         ({"k": 129, "padded_k": 160}, "codes"),
         ({"codes": aligned(4096 - 64, np.uint8)}, "codes"),
         ({"scales": aligned(512, np.uint8)}, "scales"),
