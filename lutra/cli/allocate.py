@@ -134,10 +134,13 @@ def _bytes_for(swap: "Swap", table: "Table", limit: float, before: float) -> flo
         grown = swap.loss_of(points.allocation(point), by_default) - before
         if grown <= limit:
             return float(points.costs[point])
+        if point == len(points.costs) - 1:  # nothing is better
+            break
         aim *= MARGIN * limit / grown
     raise RequestError(
-        f"expected formats that keep the increase below {100 * math.expm1(limit):.2f} %, got "
-        f"{100 * math.expm1(grown):.2f} % at {points.costs[point] / 1e6:.1f} MB; allow more, or better formats"
+        f"expected formats that keep the increase below {100 * math.expm1(limit):.3g} %, got "
+        f"{100 * math.expm1(grown):.3g} % with weights of {points.costs[point] / 1e6:.2f} MB; allow more, or give "
+        "better formats with --choose-from"
     )
 
 

@@ -102,9 +102,9 @@ def unfinished(folder: Path) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, FileError):
-        layers = len(list(folder.glob("layer-*"))) if folder.is_dir() else 0
-        if layers:
-            click.echo(f"unfinished: {layers} layers lie in {folder}; the same command goes on behind them, "
+        if folder.is_dir():
+            layers = len(list(folder.glob("layer-*")))
+            click.echo(f"unfinished: layers done: {layers}, in {folder}; the same command goes on behind them, "
                        "and removing the folder gives them up", err=True)  # fmt: skip
         raise
 

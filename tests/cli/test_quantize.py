@@ -99,7 +99,7 @@ def test_an_interrupted_run_says_where_its_work_lies_and_goes_on(
     monkeypatch.setattr(quantizer.Layer, "put", put)
     assert exit_code(words) == code
     err = capsys.readouterr().err
-    assert f"unfinished: 1 layers lie in {tmp_path / '.out.safetensors.part'}; the same command goes on" in err
+    assert f"unfinished: layers done: 1, in {tmp_path / '.out.safetensors.part'}; the same command goes on" in err
     assert said in err and not out.exists()
     monkeypatch.setattr(quantizer.Layer, "put", plain)
     assert exit_code(words) == 0 and out.read_bytes() == whole.read_bytes()
