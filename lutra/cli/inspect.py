@@ -37,12 +37,14 @@ def inspect_kernel(name: str | None, stages: tuple[str, ...]) -> None:
 @click.argument("name", required=False)
 def inspect_format(name: str | None) -> None:
     """Print what the bits of the format NAME mean; without NAME, list the formats in use."""
-    from lutra.formats import catalog
+    from lutra.formats import catalog, vectors
 
     if name is None:
-        click.echo("\n".join(f"{known:24} {source}" for known, source in catalog.SOURCES.items()))
+        every = {**catalog.SOURCES, **dict.fromkeys(vectors.NAMES, vectors.SOURCE)}
+        click.echo("\n".join(f"{known:24} {source}" for known, source in every.items()))
     else:
-        click.echo(catalog.describe(name))
+        found = vectors.find(name)
+        click.echo(catalog.describe(name) if found is None else vectors.draw(found))
 
 
 @click.command()

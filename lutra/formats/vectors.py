@@ -35,6 +35,8 @@ CENTROIDS = 256
 MAX_MAGNITUDE = 258  # of a centroid: the sum of its levels' magnitudes
 LENGTH = "vector_length"  # the axis that no other format has
 ARRAYS = ("indices", "books", "scales")
+NAMES = ("vectors8", "vectors8x2", "vectors4", "vectors2")  # those there is a reason to use
+SOURCE = "VPTQ, arXiv 2409.17066, vectors along inputs as in GPTVQ, arXiv 2402.15319; levels rounded to int8"
 _NAME = re.compile(r"vectors([248])(?:x(2))?")
 
 
@@ -220,6 +222,23 @@ def find(name: str) -> VectorFormat | None:
     """The format that a name spells, None for names of other formats."""
     found = _NAME.fullmatch(name)
     return None if found is None else VectorFormat(int(found[1]), int(found[2] or 1))
+
+
+def draw(format: VectorFormat) -> str:
+    """Return what a format is, as lines of text: what catalog.describe is for others."""
+    books = f"{format.terms} books of {CENTROIDS} centroids" if format.terms > 1 else f"{CENTROIDS} centroids"
+    total, term = (f"sum over t = 0 .. {format.terms - 1} of ", "t, ") if format.terms > 1 else ("", "")
+    level = f"{total}book[{term}indices[n, {term}k // {format.length}], k % {format.length}]"
+    return "\n".join([
+        f"{format.name}   one byte for {format.length} weights, {books} of int8 levels, one scale per row",
+        "",
+        f"value        W[n, k] = scale[n] * {level}",
+        f"size         {8 * format.terms / format.length:g} bits per weight, 4 bytes per row, "
+        f"{format.terms * CENTROIDS * format.length} bytes per matrix",
+        "activations  int8, one scale per token",
+        f"beside       scales f32 [N, 1], books int8 [{format.terms}, {CENTROIDS}, {format.length}]",
+        f"source       {SOURCE}",
+    ])  # fmt: skip
 
 
 def axes_of(format: VectorFormat) -> dict[str, object]:

@@ -105,8 +105,10 @@ def plan(recipe: Recipe, config: ModelConfig) -> dict[str, Format | VectorFormat
             )
     if recipe.head is not None:
         formats["head"] = find(recipe.head)
-    if recipe.calibrated == SCALED and any(isinstance(format, VectorFormat) for format in formats.values()):
-        raise RequestError("expected a format with levels for awq, got vectors; take gptq+vptq")
+    if any(isinstance(format, VectorFormat) for format in formats.values()) and (
+        recipe.calibrated == SCALED or recipe.lorc
+    ):
+        raise RequestError("expected a format with levels for awq and lorc, got vectors; take gptq+vptq alone")
     if isinstance(formats.get("head"), VectorFormat):
         raise RequestError(f"expected a format with levels for the head, got {recipe.head}; try int8-g32")
     return formats

@@ -12,7 +12,7 @@ import pytest
 from lutra import cli
 from lutra.cli import train
 from lutra.errors import CapacityError, FileError, RequestError
-from lutra.formats import catalog
+from lutra.formats import catalog, vectors
 from tests.cli.parrot import Parrot
 
 
@@ -76,7 +76,10 @@ def test_inspect_format(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.exit_code(["inspect", "format", "ternary"]) == 0
     assert capsys.readouterr().out.startswith("ternary ")
     assert cli.exit_code(["inspect", "format"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(catalog.SOURCES)
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == [*catalog.SOURCES, *vectors.NAMES]
+    assert cli.exit_code(["inspect", "format", "vectors8"]) == 0
+    assert capsys.readouterr().out.startswith("vectors8 ")
 
 
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

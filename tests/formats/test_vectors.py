@@ -117,3 +117,11 @@ def test_damaged_weights():
         made(books=with_level(0, -128, 1) + with_level(1, -1, 1) - with_level(0, 0))
     with pytest.raises(FormatError, match="65536 columns"):
         made(shape=(4, 65537))
+
+
+def test_a_format_drawn():
+    lines = vectors.draw(form("vectors8x2")).splitlines()
+    assert lines[0] == "vectors8x2   one byte for 8 weights, 2 books of 256 centroids of int8 levels, one scale per row"
+    assert "W[n, k] = scale[n] * sum over t = 0 .. 1 of book[t, indices[n, t, k // 8], k % 8]" in lines[2]
+    assert "2 bits per weight, 4 bytes per row, 4096 bytes per matrix" in lines[3]
+    assert set(vectors.NAMES) <= set(NAMES)

@@ -105,8 +105,9 @@ def test_vectors_beside_other_formats(source: Path, tmp_path: Path) -> None:
 
 
 def test_errors(source: Path, path: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="awq, got vectors; take gptq"):
-        run(source, tmp_path / "m.safetensors", Recipe("vectors8", "awq"))
+    for recipe in (Recipe("vectors8", "awq"), Recipe("vectors8", lorc=2)):
+        with pytest.raises(RequestError, match="awq and lorc, got vectors; take gptq"):
+            run(source, tmp_path / "m.safetensors", recipe)
     with pytest.raises(RequestError, match="for the head, got vectors8"):
         run(source, tmp_path / "m.safetensors", Recipe("planes4-g32", head="vectors8"))
     with pytest.raises(FileError, match="scales that f16 holds"):
