@@ -279,4 +279,5 @@ def describe(name: str) -> str:
 
     raises   FormatError   no format has this name
     """
-    return draw(find(name), SOURCES.get(name, "a combination of axes, not in the table of published formats"))
+    form = find(name)
+    return draw(form, SOURCES.get(form.name, "a combination of axes, not in the table of published formats"))

@@ -11,7 +11,7 @@ from lutra.formats import aliases, catalog
 def test_an_alias_is_a_format_of_the_catalogue(name: str) -> None:
     form = catalog.find(name)
     assert form.name == aliases.NAMES[name] == catalog.find(name.lower()).name
-    assert form.name in catalog.SOURCES
+    assert catalog.SOURCES[form.name] in catalog.describe(name)
 
 
 def test_a_gguf_type_is_what_the_gguf_writer_makes_of_its_format() -> None:
