@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lutra.compiler.ir import Op, Value
@@ -39,6 +40,16 @@ class Emitter:
             return value
         picks = ", ".join(f"i32 {start + i}" for i in range(lanes))
         return self.line(f"shufflevector {kind.llvm} {value}, {kind.llvm} poison, <{lanes} x i32> <{picks}>")
+
+    def parts(self, op: Op, operands: Sequence[Value], lanes: int) -> Iterator[list[str]]:
+        """For each `lanes` lanes of the result the lanes of the operands that they are made of."""
+        total = result_type(op).lanes
+        kinds = [kind_of(operand) for operand in operands]
+        for start in range(0, total, lanes):
+            yield [
+                self.part(self.of(operand), kind, start * kind.lanes // total, lanes * kind.lanes // total)
+                for operand, kind in zip(operands, kinds, strict=True)
+            ]
 
     def join(self, parts: list[str], kind: Type) -> str:
         """Concatenate equal vectors of type `kind`; their number is a power of two."""

@@ -7,7 +7,7 @@ runs on every target.  MEANING is the definition; every row must equal it bit fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,18 +115,8 @@ _X86_512 = frozenset({"avx512bw"})
 _X86_256 = frozenset({"avx2"})
 _NEON, _DOTPROD = frozenset({"neon"}), frozenset({"dotprod"})
 
-# dot4 row → the dot4_sum row to try before it
-_SUMS_IN_16_BITS: dict[Callable[[Emitter, Op], str], Instruction] = {
-    lower_dot4.dot4_maddubs: Instruction(
-        lower_dot4.dot4_sum_maddubs, _X86_256, lambda op: _lanes(op) % 8 == 0 and _sums_fit_16_bits(op)
-    ),
-    lower_dot4_arm.dot4_smull: Instruction(
-        lower_dot4_arm.dot4_sum_smull,
-        _NEON,
-        lambda op: _lanes(op) % 4 == 0 and _is_signed_byte(op) and _sums_fit_16_bits(op),
-    ),
-    lower_dot4.dot4_plain: Instruction(lower_dot4.dot4_sum_plain, applies=lambda op: _sums_fit_16_bits(op)),
-}
+# These take the pairs of a dot4_sum too, and add them before they widen
+_ADDING_IN_16_BITS = (lower_dot4.dot4_maddubs, lower_dot4_arm.dot4_smull, lower_dot4.dot4_plain)
 
 INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
     **{name: (Instruction(lower.arithmetic),) for name in lower.ARITHMETIC},
@@ -180,16 +170,14 @@ INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
 }
 
 
-# Rows of dot4, one pair after the other; 16-bit sums come before the rows that would widen after each pair.
-INSTRUCTIONS["dot4_sum"] = tuple(
-    row
-    for dot4 in INSTRUCTIONS["dot4"]
-    for row in (
-        _SUMS_IN_16_BITS.get(dot4.emit),
-        Instruction(lower_dot4.one_by_one(dot4.emit), dot4.needs, dot4.applies),
-    )
-    if row is not None
-)
+def _sum_rows(dot4: Instruction) -> Iterator[Instruction]:
+    """Rows of dot4_sum that do as a row of dot4 does: all pairs in 16 bits, else one after the other."""
+    if dot4.emit in _ADDING_IN_16_BITS:
+        yield Instruction(dot4.emit, dot4.needs, lambda op: dot4.applies(op) and _sums_fit_16_bits(op))
+    yield Instruction(lower_dot4.one_by_one(dot4.emit), dot4.needs, dot4.applies)
+
+
+INSTRUCTIONS["dot4_sum"] = tuple(row for dot4 in INSTRUCTIONS["dot4"] for row in _sum_rows(dot4))
 
 
 def _lanes(op: Op) -> int:
@@ -203,6 +191,7 @@ def _entries(op: Op) -> int:
 
 
 def _pairs_fit_16_bits(op: Op) -> bool:
+    """Two products, of each pair for itself."""
     return int(2 * op.attributes["bound"] * op.attributes["signed_bound"]) < 2**15
 
 

@@ -27,21 +27,21 @@ def arithmetic(e: Emitter, op: Op) -> str:
 def comparison(e: Emitter, op: Op) -> str:
     kind = kind_of(op.operands[0])
     a, b = map(e.of, op.operands)
+    return e.line(f"{_test(op.name, kind)} {kind.llvm} {a}, {b}")
+
+
+def _test(word: str, kind: Type) -> str:
+    """LLVM's word for lt, le, gt, ge or eq of numbers of a kind."""
     if kind.dtype.is_float:
-        return e.line(f"fcmp o{op.name} {kind.llvm} {a}, {b}" if op.name != "eq" else f"fcmp oeq {kind.llvm} {a}, {b}")
-    sign = "" if op.name == "eq" else "s" if kind.dtype.kind == "int" else "u"
-    return e.line(f"icmp {sign}{op.name} {kind.llvm} {a}, {b}")
-
-
-def _compare(e: Emitter, word: str, kind: Type, a: str, b: str) -> str:
-    prefix = "fcmp o" if kind.dtype.is_float else "icmp s" if kind.dtype.kind == "int" else "icmp u"
-    return e.line(f"{prefix}{word} {kind.llvm} {a}, {b}")
+        return f"fcmp o{word}"
+    return f"icmp {word}" if word == "eq" else f"icmp {'s' if kind.dtype.kind == 'int' else 'u'}{word}"
 
 
 def min_max(e: Emitter, op: Op) -> str:
     kind = result_type(op)
     a, b = map(e.of, op.operands)
-    return e.choose(_compare(e, "lt" if op.name == "min" else "gt", kind, a, b), kind, a, b)
+    test = _test("lt" if op.name == "min" else "gt", kind)
+    return e.choose(e.line(f"{test} {kind.llvm} {a}, {b}"), kind, a, b)
 
 
 def absolute(e: Emitter, op: Op) -> str:
@@ -108,20 +108,16 @@ def extract(e: Emitter, op: Op) -> str:
 
 def reduction(e: Emitter, op: Op) -> str:
     kind, value = kind_of(op.operands[0]), e.of(op.operands[0])
+    if kind.lanes == 1:
+        return value
+    add = "fadd" if kind.dtype.is_float else "add"
     while kind.lanes > 1:
-        half = Type(kind.dtype, kind.lanes // 2)
-        low, high = e.part(value, kind, 0, half.lanes), e.part(value, kind, half.lanes, half.lanes)
-        kind = half
+        half = kind.lanes // 2
+        low, high = (e.part(value, kind, start, half) for start in (0, half))
+        kind, vector = Type(kind.dtype, half), f"<{half} x {kind.dtype.llvm}>"  # also of one lane
         if op.name == "reduce_add":
-            value = e.line(
-                f"{'fadd' if kind.dtype.is_float else 'add'} <{kind.lanes} x {kind.dtype.llvm}> {low}, {high}"
-            )
+            value = e.line(f"{add} {vector} {low}, {high}")
         else:
-            one = Type(kind.dtype, kind.lanes)
-            vector = f"<{one.lanes} x {one.dtype.llvm}>"
-            prefix = "fcmp o" if one.dtype.is_float else "icmp s" if one.dtype.kind == "int" else "icmp u"
-            greater = e.line(f"{prefix}gt {vector} {low}, {high}")
-            value = e.line(f"select <{one.lanes} x i1> {greater}, {vector} {low}, {vector} {high}")
-        if kind.lanes == 1:
-            return e.line(f"extractelement <1 x {kind.dtype.llvm}> {value}, i32 0")
-    return value
+            greater = e.line(f"{_test('gt', kind)} {vector} {low}, {high}")
+            value = e.line(f"select <{half} x i1> {greater}, {vector} {low}, {vector} {high}")
+    return e.line(f"extractelement <1 x {kind.dtype.llvm}> {value}, i32 0")

@@ -10,15 +10,11 @@ from lutra.compiler.types import Type, i8, i16, i32, u8
 
 
 def _dot4_vnni(e: Emitter, op: Op, intrinsic: str, lanes: int) -> str:
-    acc, a, b = op.operands
-    sums, bytes_u, bytes_s = Type(i32, lanes), Type(u8, 4 * lanes), Type(i8, 4 * lanes)
-    parts = []
-    for start in range(0, result_type(op).lanes, lanes):
-        x = e.part(e.of(acc), kind_of(acc), start, lanes)
-        u = e.part(e.of(a), kind_of(a), 4 * start, 4 * lanes)
-        s = e.part(e.of(b), kind_of(b), 4 * start, 4 * lanes)
-        parts.append(e.call(sums.llvm, intrinsic, (sums.llvm, x), (bytes_u.llvm, u), (bytes_s.llvm, s)))
-    return e.join(parts, sums)
+    kinds = [Type(dtype, count).llvm for dtype, count in ((i32, lanes), (u8, 4 * lanes), (i8, 4 * lanes))]
+    parts = [
+        e.call(kinds[0], intrinsic, *zip(kinds, operands, strict=True)) for operands in e.parts(op, op.operands, lanes)
+    ]
+    return e.join(parts, Type(i32, lanes))
 
 
 def dot4_vnni512(e: Emitter, op: Op) -> str:
@@ -30,26 +26,29 @@ def dot4_vnni256(e: Emitter, op: Op) -> str:
 
 
 def dot4_avxvnni(e: Emitter, op: Op) -> str:
-    return _dot4_vnni(
-        e, op, "llvm.x86.avx512.vpdpbusd.256", 8
-    )  # LLVM shares the name; the encoding follows the features
+    """LLVM shares the name; the encoding follows the features."""
+    return dot4_vnni256(e, op)
 
 
-def _dot4_avx2(e: Emitter, op: Op, quad: str) -> str:
-    """8 sums at a time; `quad` is 'maddubs' or 'madd'."""
-    acc, a, b = op.operands
+def dot4_maddubs(e: Emitter, op: Op) -> str:
+    """Sums of two products each, of all pairs added in 16 bits and widened once."""
     parts = []
-    for start in range(0, result_type(op).lanes, 8):
-        u = e.part(e.of(a), kind_of(a), 4 * start, 32)
-        s = e.part(e.of(b), kind_of(b), 4 * start, 32)
-        four = _sum_maddubs(e, u, s) if quad == "maddubs" else _sum_madd(e, u, s)
-        parts.append(e.line(f"add <8 x i32> {e.part(e.of(acc), kind_of(acc), start, 8)}, {four}"))
+    for acc, *operands in e.parts(op, op.operands, 8):
+        total = ""
+        for u, s in zip(operands[::2], operands[1::2], strict=True):
+            pair = e.call("<16 x i16>", "llvm.x86.avx2.pmadd.ub.sw", ("<32 x i8>", u), ("<32 x i8>", s))
+            total = e.line(f"add <16 x i16> {total}, {pair}") if total else pair
+        ones = ("<16 x i16>", "splat (i16 1)")
+        four = e.call("<8 x i32>", "llvm.x86.avx2.pmadd.wd", ("<16 x i16>", total), ones)
+        parts.append(e.line(f"add <8 x i32> {acc}, {four}"))
     return e.join(parts, Type(i32, 8))
 
 
-def _sum_maddubs(e: Emitter, u: str, s: str) -> str:
-    pairs = e.call("<16 x i16>", "llvm.x86.avx2.pmadd.ub.sw", ("<32 x i8>", u), ("<32 x i8>", s))
-    return e.call("<8 x i32>", "llvm.x86.avx2.pmadd.wd", ("<16 x i16>", pairs), ("<16 x i16>", "splat (i16 1)"))
+def dot4_madd(e: Emitter, op: Op) -> str:
+    parts = []
+    for acc, u, s in e.parts(op, op.operands, 8):
+        parts.append(e.line(f"add <8 x i32> {acc}, {_sum_madd(e, u, s)}"))
+    return e.join(parts, Type(i32, 8))
 
 
 def _sum_madd(e: Emitter, u: str, s: str) -> str:
@@ -78,51 +77,20 @@ def one_by_one(dot4: Callable[[Emitter, Op], str]) -> Callable[[Emitter, Op], st
     return emit
 
 
-def dot4_sum_maddubs(e: Emitter, op: Op) -> str:
-    """Sums of two products each are added in 16 bits, and widened once."""
-    acc, *operands = op.operands
-    parts = []
-    for start in range(0, result_type(op).lanes, 8):
-        halves = [e.part(e.of(x), kind_of(x), 4 * start, 32) for x in operands]
-        total = ""
-        for u, s in zip(halves[::2], halves[1::2], strict=True):
-            pair = e.call("<16 x i16>", "llvm.x86.avx2.pmadd.ub.sw", ("<32 x i8>", u), ("<32 x i8>", s))
-            total = e.line(f"add <16 x i16> {total}, {pair}") if total else pair
-        ones = ("<16 x i16>", "splat (i16 1)")
-        four = e.call("<8 x i32>", "llvm.x86.avx2.pmadd.wd", ("<16 x i16>", total), ones)
-        parts.append(e.line(f"add <8 x i32> {e.part(e.of(acc), kind_of(acc), start, 8)}, {four}"))
-    return e.join(parts, Type(i32, 8))
-
-
-def dot4_maddubs(e: Emitter, op: Op) -> str:
-    return _dot4_avx2(e, op, "maddubs")
-
-
-def dot4_madd(e: Emitter, op: Op) -> str:
-    return _dot4_avx2(e, op, "madd")
-
-
 def dot4_plain(e: Emitter, op: Op) -> str:
-    """Products of the even and of the odd bytes in 16 bits, which hold any u8 times i8, then sums in 32."""
-    acc, a, b = op.operands
-    even, odd = _byte_products(e, a, b)
-    if 2 * op.attributes["bound"] * op.attributes["signed_bound"] < 2**15:
-        return _add_pairs(e, e.of(acc), result_type(op), [e.line(f"add {_shorts(op)} {even}, {odd}")])
-    return _add_pairs(e, e.of(acc), result_type(op), [even, odd])
+    """Products of the even and of the odd bytes in 16 bits, which hold any u8 times i8, then sums in 32.
 
-
-def dot4_sum_plain(e: Emitter, op: Op) -> str:
-    """All products added in 16 bits, widened once."""
+    Where 16 bits hold all products together they are added before they are widened.
+    """
     acc, *operands = op.operands
     products = [x for a, b in zip(operands[::2], operands[1::2], strict=True) for x in _byte_products(e, a, b)]
-    total = products[0]
-    for product in products[1:]:
-        total = e.line(f"add {_shorts(op)} {total}, {product}")
-    return _add_pairs(e, e.of(acc), result_type(op), [total])
-
-
-def _shorts(op: Op) -> str:
-    return Type(i16, 2 * result_type(op).lanes).llvm
+    sums = result_type(op)
+    if len(products) * op.attributes["bound"] * op.attributes["signed_bound"] < 2**15:
+        total = products[0]
+        for product in products[1:]:
+            total = e.line(f"add {Type(i16, 2 * sums.lanes).llvm} {total}, {product}")
+        products = [total]
+    return _add_pairs(e, e.of(acc), sums, products)
 
 
 def _byte_products(e: Emitter, a: Value, b: Value) -> tuple[str, str]:

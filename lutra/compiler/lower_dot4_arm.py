@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lutra.compiler.emitter import Emitter, kind_of, result_type
+from lutra.compiler.emitter import Emitter
 from lutra.compiler.ir import Op
 from lutra.compiler.types import Type, i8, i32
 
@@ -13,13 +13,7 @@ _FOUR, _BYTES, _HALF, _SHORTS = "<4 x i32>", "<16 x i8>", "<8 x i8>", "<8 x i16>
 
 def _dot4_arm(e: Emitter, op: Op, four: Callable[[Emitter, str, str, str], str]) -> str:
     """`four` gives acc + sums for vectors of 4 sums."""
-    acc, a, b = op.operands
-    parts = []
-    for start in range(0, result_type(op).lanes, 4):
-        x = e.part(e.of(acc), kind_of(acc), start, 4)
-        u = e.part(e.of(a), kind_of(a), 4 * start, 16)
-        s = e.part(e.of(b), kind_of(b), 4 * start, 16)
-        parts.append(four(e, x, u, s))
+    parts = [four(e, acc, u, s) for acc, u, s in e.parts(op, op.operands, 4)]
     return e.join(parts, Type(i32, 4))
 
 
@@ -79,27 +73,18 @@ def _sum_quads_32_bits(e: Emitter, low: str, high: str) -> str:
 
 
 def dot4_smull(e: Emitter, op: Op) -> str:
-    """For unsigned operands up to 127: two products are at most 2 * 127 * 128 < 2**15."""
+    """For unsigned operands up to 127: two products are at most 2 * 127 * 128 < 2**15.
 
-    def four(e: Emitter, acc: str, u: str, s: str) -> str:
-        return e.line(f"add {_FOUR} {acc}, {_sum_quads_16_bits(e, *_products(e, u, s))}")
-
-    return _dot4_arm(e, op, four)
-
-
-def dot4_sum_smull(e: Emitter, op: Op) -> str:
-    """Products of all pairs are added in 16 bits (smlal), and widened once."""
-    acc, *operands = op.operands
+    Products of all pairs are added in 16 bits (smlal), and widened once.
+    """
     parts = []
-    for start in range(0, result_type(op).lanes, 4):
-        quarters = [e.part(e.of(x), kind_of(x), 4 * start, 16) for x in operands]
+    for acc, *operands in e.parts(op, op.operands, 4):
         totals: list[str] = []
-        for u, s in zip(quarters[::2], quarters[1::2], strict=True):
+        for u, s in zip(operands[::2], operands[1::2], strict=True):
             products = _products(e, u, s)
             sums = [e.line(f"add {_SHORTS} {a}, {b}") for a, b in zip(totals, products, strict=False)]
             totals = sums or products
-        four = _sum_quads_16_bits(e, *totals)
-        parts.append(e.line(f"add {_FOUR} {e.part(e.of(acc), kind_of(acc), start, 4)}, {four}"))
+        parts.append(e.line(f"add {_FOUR} {acc}, {_sum_quads_16_bits(e, *totals)}"))
     return e.join(parts, Type(i32, 4))
 
 

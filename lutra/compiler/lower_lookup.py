@@ -10,19 +10,20 @@ from lutra.compiler.types import Type, u8
 
 _BYTES = "<16 x i8>"
 
+
+def _each_part(e: Emitter, op: Op, lanes: int, found: Callable[[str], str]) -> str:
+    """`found` looks up `lanes` indices."""
+    return e.join([found(index) for (index,) in e.parts(op, op.operands[1:], lanes)], Type(u8, lanes))
+
+
 # ---- lookup: a 16-byte table ----------------------------------------------------------------------------------------
 
 
 def _lookup_pshufb(e: Emitter, op: Op, intrinsic: str, lanes: int) -> str:
-    table, index = op.operands
     kind = Type(u8, lanes)
     picks = ", ".join(f"i32 {i % 16}" for i in range(lanes))
-    wide = e.line(f"shufflevector <16 x i8> {e.of(table)}, <16 x i8> poison, <{lanes} x i32> <{picks}>")
-    parts = []
-    for start in range(0, result_type(op).lanes, lanes):
-        part = e.part(e.of(index), kind_of(index), start, lanes)
-        parts.append(e.call(kind.llvm, intrinsic, (kind.llvm, wide), (kind.llvm, part)))
-    return e.join(parts, kind)
+    table = e.line(f"shufflevector <16 x i8> {e.of(op.operands[0])}, <16 x i8> poison, <{lanes} x i32> <{picks}>")
+    return _each_part(e, op, lanes, lambda index: e.call(kind.llvm, intrinsic, (kind.llvm, table), (kind.llvm, index)))
 
 
 def lookup_pshufb512(e: Emitter, op: Op) -> str:
@@ -34,12 +35,8 @@ def lookup_pshufb256(e: Emitter, op: Op) -> str:
 
 
 def lookup_tbl(e: Emitter, op: Op) -> str:
-    table, index = op.operands
-    parts = []
-    for start in range(0, result_type(op).lanes, 16):
-        part = e.part(e.of(index), kind_of(index), start, 16)
-        parts.append(e.call(_BYTES, "llvm.aarch64.neon.tbl1.v16i8", (_BYTES, e.of(table)), (_BYTES, part)))
-    return e.join(parts, Type(u8, 16))
+    table = (_BYTES, e.of(op.operands[0]))
+    return _each_part(e, op, 16, lambda index: e.call(_BYTES, "llvm.aarch64.neon.tbl1.v16i8", table, (_BYTES, index)))
 
 
 def lookup_plain(e: Emitter, op: Op) -> str:
@@ -64,13 +61,6 @@ def lookup_plain(e: Emitter, op: Op) -> str:
 # ---- lookup: a 128-byte table ---------------------------------------------------------------------------------------
 
 _TABLE = Type(u8, 128)
-
-
-def _each_part(e: Emitter, op: Op, lanes: int, found: Callable[[str], str]) -> str:
-    """`found` looks up `lanes` indices."""
-    index = op.operands[1]
-    starts = range(0, result_type(op).lanes, lanes)
-    return e.join([found(e.part(e.of(index), kind_of(index), start, lanes)) for start in starts], Type(u8, lanes))
 
 
 def lookup_vpermi2b(e: Emitter, op: Op) -> str:
