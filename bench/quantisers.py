@@ -338,11 +338,11 @@ def of_parent(bits: int) -> Other:
 
 
 def vectors(format: VectorFormat, uses_inputs: bool) -> Other:
-    """Bits without the book, which is 1 KiB per 4 weights of a vector and matters in a model this small only."""
+    """Vectors as they are stored; the book counts."""
 
     def made(ground: Ground, name: str, w: np.ndarray) -> tuple[np.ndarray, float]:
         found = vptq.vptq(w, format, ground.hessians[name] if uses_inputs else None)
-        return found.dequantize(), 8 * (found.nbytes - found.books.nbytes) / w.size
+        return found.dequantize(), 8 * found.nbytes / w.size
 
     return made
 
