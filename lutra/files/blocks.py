@@ -174,12 +174,6 @@ def _dense(name: str, dtype: np.dtype) -> TensorType:
     return TensorType(name, 1, dtype.itemsize, dtype=dtype)
 
 
-def _k_quant(bits: int, group_size: int, scale_dtype: str) -> Format:
-    """K-quants scale their scales too, once for 256 weights; unsigned scales have mins beside them."""
-    offset = "mins" if scale_dtype == "u8" else "none"
-    return catalog.planes(bits, group_size, scale_dtype=scale_dtype, super_dtype="f16", offset=offset)
-
-
 # ids: ggml.h, enum ggml_type
 READABLE: dict[int, TensorType] = {
     0: _dense("F32", np.dtype("<f4")),
@@ -190,11 +184,11 @@ READABLE: dict[int, TensorType] = {
     6: TensorType("Q5_0", 32, 22, format=catalog.planes(5, 32, zero=16), decode=q5_0),
     7: TensorType("Q5_1", 32, 24, format=catalog.planes(5, 32, offset="mins"), decode=q5_1),
     8: TensorType("Q8_0", 32, 34, format=catalog.int8(32), decode=q8_0),
-    10: TensorType("Q2_K", 256, 84, format=_k_quant(2, 16, "u8"), decode=q2_k),
-    11: TensorType("Q3_K", 256, 110, format=_k_quant(3, 16, "i8"), decode=q3_k),
-    12: TensorType("Q4_K", 256, 144, format=_k_quant(4, 32, "u8"), decode=q4_k),
-    13: TensorType("Q5_K", 256, 176, format=_k_quant(5, 32, "u8"), decode=q5_k),
-    14: TensorType("Q6_K", 256, 210, format=_k_quant(6, 16, "i8"), decode=q6_k),
+    10: TensorType("Q2_K", 256, 84, format=catalog.k_quant(2, 16, "u8"), decode=q2_k),
+    11: TensorType("Q3_K", 256, 110, format=catalog.k_quant(3, 16, "i8"), decode=q3_k),
+    12: TensorType("Q4_K", 256, 144, format=catalog.k_quant(4, 32, "u8"), decode=q4_k),
+    13: TensorType("Q5_K", 256, 176, format=catalog.k_quant(5, 32, "u8"), decode=q5_k),
+    14: TensorType("Q6_K", 256, 210, format=catalog.k_quant(6, 16, "i8"), decode=q6_k),
     16: TensorType("IQ2_XXS", 256, 66, format=blocks_iq.IQ2_OF_32, decode=blocks_iq.iq2_xxs),
     17: TensorType("IQ2_XS", 256, 74, format=blocks_iq.IQ2_OF_16, decode=blocks_iq.iq2_xs),
     18: TensorType("IQ3_XXS", 256, 98, format=blocks_iq.IQ3_XXS, decode=blocks_iq.iq3_xxs),

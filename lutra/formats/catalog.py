@@ -35,53 +35,49 @@ def planes(bits: int, group_size: int, *, zero: int | None = None, scale_dtype: 
                    super_dtype=super_dtype, super_group=super_group)  # fmt: skip
 
 
-def ternary(group_size: int = 0, *, scale_dtype: str | None = None, offset: str = "none",
-            activation_group: int | None = None, terms: int = 1, super_dtype: str | None = None,
-            super_group: int = USUAL_SUPER_GROUP) -> Format:  # fmt: skip
+def ternary(group_size: int = 0, **others: Any) -> Format:
     """Weights -1, 0, +1 as codes 0, 1, 2 of 2 bits.
 
     group_size   default: one f32 scale per row, activations per token, as BitNet has it
-    the others   as for planes
+    others       as for planes, but no zero
     """
-    return _format(storage="planes", bits=2, zero=1, offset=offset, alphabet="trit", group_size=group_size,
-                   scale_dtype=scale_dtype, activation_group=activation_group, terms=terms, super_dtype=super_dtype,
-                   super_group=super_group)  # fmt: skip
+    return _format(storage="planes", bits=2, zero=1, alphabet="trit", group_size=group_size, **others)
 
 
-def table(name: str, group_size: int, *, scale_dtype: str | None = None, offset: str = "none",
-          activation_group: int | None = None, terms: int = 1, super_dtype: str | None = None,
-          super_group: int = USUAL_SUPER_GROUP) -> Format:  # fmt: skip
+def table(name: str, group_size: int, **others: Any) -> Format:
     """Codes whose levels a table says.
 
-    name         a row of tables.TABLES or tables.FLOATS
-    the others   as for planes
-    raises       FormatError   no such table
+    name     a row of tables.TABLES or tables.FLOATS
+    others   as for planes, but no zero
+    raises   FormatError   no such table
     """
     if name not in AXES["levels"] or name == "uniform":
         tables = ", ".join(str(known) for known in AXES["levels"][1:])
         raise FormatError(f"expected a table of {tables}, got {name[:40]!r}; add it to lutra/formats/tables.py")
     bits = table_bits(name)
-    return _format(storage="bytes" if bits == 8 else "planes", bits=bits, zero=0, offset=offset, levels=name,
-                   group_size=group_size, scale_dtype=scale_dtype, activation_group=activation_group, terms=terms,
-                   super_dtype=super_dtype, super_group=super_group)  # fmt: skip
+    storage = "bytes" if bits == 8 else "planes"
+    return _format(storage=storage, bits=bits, zero=0, levels=name, group_size=group_size, **others)
 
 
-def int8(group_size: int, *, zero: int | None = None, scale_dtype: str | None = None, offset: str = "none",
-         activation_group: int | None = None, super_dtype: str | None = None,
-         super_group: int = USUAL_SUPER_GROUP) -> Format:  # fmt: skip
+def int8(group_size: int, *, zero: int | None = None, offset: str = "none", **others: Any) -> Format:
     """Bytes; without an offset they are signed, stored with 128 added: code 128 is the value 0.
 
-    The arguments are those of planes.
+    The arguments are those of planes, but terms.
     """
-    return _format(storage="bytes", bits=8, zero=usual_zero(8, offset) if zero is None else zero, offset=offset,
-                   group_size=group_size, scale_dtype=scale_dtype, activation_group=activation_group,
-                   super_dtype=super_dtype, super_group=super_group)  # fmt: skip
+    zero = usual_zero(8, offset) if zero is None else zero
+    return _format(storage="bytes", bits=8, zero=zero, offset=offset, group_size=group_size, **others)
 
 
-def _format(*, group_size: int, scale_dtype: str | None, activation_group: int | None, super_dtype: str | None,
-            super_group: int, **axes: Any) -> Format:  # fmt: skip
+def k_quant(bits: int, group_size: int, scale_dtype: str) -> Format:
+    """GGUF's: scales have a scale too, one for 256 weights; unsigned ones, u8, have mins beside them."""
+    offset = "mins" if scale_dtype == "u8" else "none"
+    return planes(bits, group_size, scale_dtype=scale_dtype, super_dtype="f16", offset=offset)
+
+
+def _format(*, group_size: int, scale_dtype: str | None = None, activation_group: int | None = None,
+            super_dtype: str | None = None, super_group: int = USUAL_SUPER_GROUP, **axes: Any) -> Format:  # fmt: skip
     """Fill in the defaults that all constructors share, and spell the name."""
-    every: dict[str, Any] = {"alphabet": "uniform", "levels": "uniform", "terms": 1} | axes
+    every: dict[str, Any] = {"alphabet": "uniform", "levels": "uniform", "terms": 1, "offset": "none"} | axes
     every |= {
         "group_size": group_size,
         "scale_dtype": usual_scale_dtype(group_size) if scale_dtype is None else scale_dtype,
@@ -115,24 +111,18 @@ ROWS: tuple[Row, ...] = (
     Row(planes(1, 0, offset="mins"), "BitNet with 1 bit, arXiv 2310.11453, section 2.1: scale 2 a, min -a"),
     Row(planes(1, 32, offset="mins"), "1 bit, smallest usual group; BCQ with one plane, LUT-GEMM, arXiv 2206.09557"),
     Row(planes(1, 128, offset="mins"), "GGUF Q1_0: ggml, src/ggml-common.h, block_q1_0: scale 2 d, min -d"),
-    Row(
-        planes(2, 16, offset="mins", scale_dtype="u8", super_dtype="f16"),
-        "GGUF Q2_K: ggml, src/ggml-common.h, block_q2_K",
-    ),
+    Row(k_quant(2, 16, "u8"), "GGUF Q2_K: ggml, src/ggml-common.h, block_q2_K"),
     Row(planes(2, 64, zero=1), "GGUF Q2_0: levels -1 to 2"),
     Row(planes(2, 64, offset="mins"), "round to nearest, asymmetric; HQQ, mobiusml.github.io/hqq_blog"),
     Row(planes(2, 128, offset="zeros"), "GPTQ, arXiv 2210.17323; EfficientQAT, arXiv 2407.11062"),
     Row(planes(2, 0), "round to nearest, one scale per row"),
-    Row(planes(3, 16, scale_dtype="i8", super_dtype="f16"), "GGUF Q3_K: block_q3_K, scales less 32"),
+    Row(k_quant(3, 16, "i8"), "GGUF Q3_K: block_q3_K, scales less 32"),
     Row(planes(3, 64, offset="mins"), "round to nearest, asymmetric; HQQ, mobiusml.github.io/hqq_blog"),
     Row(planes(3, 128, offset="zeros"), "GPTQ, arXiv 2210.17323; AutoRound, arXiv 2309.05516"),
     Row(planes(3, 0), "round to nearest, one scale per row"),
     Row(planes(4, 32), "GGUF Q4_0: ggml, src/ggml-common.h, block_q4_0"),
     Row(planes(4, 32, offset="mins"), "GGUF Q4_1: ggml, src/ggml-common.h, block_q4_1"),
-    Row(
-        planes(4, 32, offset="mins", scale_dtype="u8", super_dtype="f16"),
-        "GGUF Q4_K: block_q4_K, the upper min negated",
-    ),
+    Row(k_quant(4, 32, "u8"), "GGUF Q4_K: block_q4_K, the upper min negated"),
     Row(planes(4, 64, offset="mins"), "round to nearest, asymmetric; HQQ, mobiusml.github.io/hqq_blog"),
     Row(planes(4, 128, offset="zeros"), "GPTQ, arXiv 2210.17323; AWQ, arXiv 2306.00978; AutoRound, arXiv 2309.05516"),
     Row(planes(4, 128, scale_dtype="bf16"), "compressed-tensors, pack-quantized of a bf16 model"),
@@ -142,12 +132,9 @@ ROWS: tuple[Row, ...] = (
     Row(planes(4, 0), "round to nearest, one scale per row"),
     Row(planes(5, 32), "GGUF Q5_0: ggml, src/ggml-common.h, block_q5_0"),
     Row(planes(5, 32, offset="mins"), "GGUF Q5_1: ggml, src/ggml-common.h, block_q5_1"),
-    Row(
-        planes(5, 32, offset="mins", scale_dtype="u8", super_dtype="f16"),
-        "GGUF Q5_K: block_q5_K, the upper min negated",
-    ),
+    Row(k_quant(5, 32, "u8"), "GGUF Q5_K: block_q5_K, the upper min negated"),
     Row(planes(5, 128, offset="zeros"), "GPTQModel, format gptq_p: 5 = 4 + 1 bits"),
-    Row(planes(6, 16, scale_dtype="i8", super_dtype="f16"), "GGUF Q6_K: block_q6_K"),
+    Row(k_quant(6, 16, "i8"), "GGUF Q6_K: block_q6_K"),
     Row(planes(6, 128, offset="zeros"), "GPTQModel, format gptq_p: 6 = 4 + 2 bits"),
     Row(planes(6, 0), "round to nearest, one scale per row"),
     Row(planes(7, 128, offset="zeros"), "GPTQModel, format gptq_p: 7 = 4 + 2 + 1 bits"),
