@@ -10,6 +10,7 @@ from lutra.kernels.attention_codes import attention_spec
 from lutra.kernels.cache import allocate, allocate_queries, keys_of, position_bytes, values_of
 from lutra.kernels.codes import CODES, quantize_spec
 from lutra.kernels.rope_codes import rope_store_codes, rope_store_spec
+from tests.cover import pairs
 
 ISAS = [target.isa for target in targets.available()]
 KINDS = [name for name, kind in CODES.items() if not kind.group]
@@ -67,10 +68,9 @@ def test_one_position_by_hand():
     np.testing.assert_allclose(attend(cache, queries, 1, 0, 1)[0, 0], [-7.5, 0.5, 0.5, 7.5], atol=1e-6)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("heads, kv_heads, head_dim", SHAPES)
-def test_every_isa_equals_the_specification(heads, kv_heads, head_dim, kind, isa):
+@pytest.mark.parametrize("shape, kind, isa", pairs(SHAPES, KINDS, ISAS))
+def test_every_isa_equals_the_specification(shape, kind, isa):
+    heads, kv_heads, head_dim = shape
     qkv, cache, queries = make(kind, 70, heads, kv_heads, head_dim)
     norms = 1 + np.random.default_rng(1).standard_normal((2, head_dim)).astype("f4") / 8
     options = {"q_norm": norms[0], "k_norm": norms[1], "eps": 1e-6} if head_dim == 80 else {}
@@ -120,7 +120,7 @@ def test_tiles_and_chunks_leave_the_bits_alone(kind, position):
     whole = make(kind, 80, 4, 1, 64)
     fill(*whole, position, 4)
     want = attend(*whole[1:], 80, position, 4)
-    for tile, sums in ((1, 1), (2, 8), (4, 32), (16, 64)):
+    for tile, sums in ((1, 1), (2, 8), (4, 32)):
         assert attend(*whole[1:], 80, position, 4, tile=tile, sums=sums).tobytes() == want.tobytes()
     qkv, cache, queries = make(kind, 80, 4, 1, 64)
     parts = []

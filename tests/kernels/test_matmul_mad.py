@@ -91,7 +91,7 @@ def test_every_format_for_one_row_and_for_blocks(name, isa):
         check(format, SIZES, 2, isa)
 
 
-@pytest.mark.parametrize("name, isa", zip(ONE_PER_WIDTH, cycle(ISAS)))
+@pytest.mark.parametrize("name, isa", [*zip(ONE_PER_WIDTH, cycle(ISAS))])
 def test_every_width_in_the_largest_block(name, isa):
     format = catalog.find(name)
     check(format, SIZES, choose.row_blocks("mad", isa)[-1], isa)

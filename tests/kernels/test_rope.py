@@ -47,7 +47,7 @@ def test_layout_of_the_cache_by_hand():
     assert values[0, 0].tolist() == [8, 9, 10, 11] + [0] * 12
 
 
-@pytest.mark.parametrize("head_dim, dtype", zip((6, 8, 64, 80, 100, 128), cycle(("f16", "bf16", "f32"))))
+@pytest.mark.parametrize("head_dim, dtype", [*zip((6, 8, 64, 80, 100, 128), cycle(("f16", "bf16", "f32")))])
 def test_every_head_size_equals_the_specification(head_dim, dtype):
     check(head_dim, dtype, ISAS[0])
 
