@@ -117,8 +117,8 @@ def describe(summary: "Summary") -> str:
     formats = ", ".join(f"{count} x {name}" for name, count in summary.formats().items())
     errors = "  ".join(f"{kind} {'none' if db > MAX_DB else f'{db:.1f}'}" for kind, db in summary.sqnr_db().items())
     lines = [
-        f"{summary.path}: {summary.file_bytes / 1e6:.1f} MB",
-        f"weights    {formats}: {summary.bits_per_weight:.3f} bits each, {weight_bytes / 1e6:.1f} MB",
+        f"{summary.path}: {summary.file_bytes / 1e6:.2f} MB",
+        f"weights    {formats}: {summary.bits_per_weight:.3f} bits each, {weight_bytes / 1e6:.2f} MB",
         f"signal to noise of weights, dB    {errors}",
     ]
     rows = [row for row in summary.weights.values() if vectors.find(row[0]) is None]  # those have books, no groups
@@ -139,7 +139,7 @@ def speeds(summary: "Summary", threads: int) -> Iterator[str]:
     rate = limits.roof().gb_per_s * 1e9
     yield (
         f"speed      estimated {rate / summary.token_bytes:.0f} tok/s: a token reads "
-        f"{summary.token_bytes / 1e6:.1f} MB, this computer {rate / 1e9:.1f} GB/s from memory"
+        f"{summary.token_bytes / 1e6:.2f} MB, this computer {rate / 1e9:.1f} GB/s from memory"
     )
     if not threads:
         return

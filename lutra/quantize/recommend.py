@@ -62,8 +62,8 @@ def explain(found: Recommendation, table: Table, num_weights: int) -> str:
     faster = f", {100 * given:.0f} % faster than the least error, {found.best[ERROR]:.4f}" if given > 0.005 else ""
     return "\n".join(
         [
-            f"{found.deployment}: {size / 1e6:.1f} MB, {bpw:.2f} bits per weight, error {error:.4f}, "
-            f"linears {time_us / 1e3:.2f} ms a step ({rate:.0f} tok/s){faster}",
+            f"{found.deployment}: {size / 1e6:.2f} MB, {bpw:.2f} bits per weight, error {error:.4f}, "
+            f"linears measured at {time_us / 1e3:.2f} ms a step ({rate:.0f} tok/s if they were all){faster}",
             "  " + ", ".join(f"{name} x {count}" for name, count in counts),
             "  " + reason(table, found.rows),
         ]

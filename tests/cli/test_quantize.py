@@ -33,7 +33,7 @@ def run(*arguments: object) -> str:
 def test_the_summary_says_sizes_errors_and_speed(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
     said = run(model, out, "--format", "planes4-g32-zeros", "--head-format", "int8-g32")
-    assert f"{out}: {out.stat().st_size / 1e6:.1f} MB" in said
+    assert f"{out}: {out.stat().st_size / 1e6:.2f} MB" in said
     assert "14 x planes4-g32-zeros, 1 x int8-g32" in said or "1 x int8-g32, 14 x planes4-g32-zeros" in said
     for word in ("bits each", "down ", "head ", "speed      estimated ", "tok/s", "GB/s", "  measured "):
         assert word in said
