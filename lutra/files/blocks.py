@@ -47,7 +47,8 @@ def q5_1(blocks: np.ndarray) -> Parts:
 def _five_bits(field: np.ndarray) -> np.ndarray:
     """Put 4 bytes of fifth bits and 16 of nibbles together: [..., 20] to [..., 32]."""
     fifth = np.unpackbits(field[..., :4], axis=-1, bitorder="little")
-    return nibbles(field[..., 4:]) | fifth << 4
+    codes: np.ndarray = nibbles(field[..., 4:]) | fifth << 4
+    return codes
 
 
 def q8_0(blocks: np.ndarray) -> Parts:

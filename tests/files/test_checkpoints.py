@@ -51,7 +51,7 @@ def test_gptq_by_hand(tmp_path):
     assert w.shape == (8, 32) and w[0, 0] == 1.0 and (w.reshape(-1)[1:] == -1.5).all()
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("version", [1, 2])
 def test_gptq(tmp_path, bits, version):
     codes, scales, zeros, want = a_weight(bits, 32)

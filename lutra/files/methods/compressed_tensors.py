@@ -46,12 +46,12 @@ def layouts(config: dict[str, Any]) -> tuple[Layout, ...]:
     return tuple(found.values())  # each once: a hostile config.json may state any number of groups
 
 
-def _of_group(group: object, format: object) -> tuple[Layout, ...]:
+def _of_group(group: object, usual: object) -> tuple[Layout, ...]:
     weights = group.get("weights") if isinstance(group, dict) else None
     if not isinstance(group, dict) or not isinstance(weights, dict):
         raise refuse("config_groups", "groups that describe their weights", group, "download config.json again")
-    stated = group.get("format") or format
-    format = option({"format": stated}, "format", ("pack-quantized", *LAYOUTS), "pack-quantized")
+    stated = {"format": group.get("format") or usual}
+    format: str = option(stated, "format", ("pack-quantized", *LAYOUTS), "pack-quantized")
     if format == "pack-quantized":
         bits = option(weights, "num_bits", (2, 3, 4, 5, 6, 7, 8))
         return (

@@ -125,20 +125,11 @@ def grouped(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, bits: int,
     if stored not in (0, size):  # a longer group is several shorter ones with the same scale
         repeat = size // stored
         scales, zeros = (np.repeat(part, repeat, axis=1)[:, : -(-k // stored)] for part in (scales, zeros))
-    dtype = scale_name(scales)
-    form = catalog.planes(bits, stored, offset="zeros", scale_dtype=dtype) if bits < 8 else None
-    if form is None:
-        return _bytes(codes, scales, zeros, stored, dtype, perm)
-    weight = QTensor.from_codes(form, codes, scales, zeros)
-    return weight if perm is None else Adapted(weight, perm=perm)
-
-
-def _bytes(codes: np.ndarray, scales: np.ndarray, zeros: np.ndarray, size: int, dtype: str,
-           perm: np.ndarray | None) -> QTensor | Adapted:  # fmt: skip
-    """8 bits: int8 has no zeros, so they must all be the middle."""
-    if (zeros != 128).any():
-        raise FormatError("expected symmetric codes of 8 bits, whose zero is 128, got others; convert it to GGUF")
-    weight = QTensor.from_codes(catalog.int8(size, scale_dtype=dtype), codes, scales)
+    if bits == 8 and (zeros == 128).all():  # the usual zero of int8
+        weight = QTensor.from_codes(catalog.int8(stored, scale_dtype=scale_name(scales)), codes, scales)
+    else:
+        make = catalog.int8 if bits == 8 else partial(catalog.planes, bits)
+        weight = QTensor.from_codes(make(stored, offset="zeros", scale_dtype=scale_name(scales)), codes, scales, zeros)
     return weight if perm is None else Adapted(weight, perm=perm)
 
 
