@@ -162,8 +162,8 @@ def _kmeans(vectors: np.ndarray, counts: np.ndarray, rounds: int, rng: np.random
         sums = np.stack([np.bincount(index, counts * axis, centroids) for axis in vectors.T], 1)
         used = weight > 0
         book[used] = sums[used] / weight[used, None]
-        empty = np.flatnonzero(~used)  # they start anew where the error is largest
-        book[empty] = vectors[np.argsort(-errors, kind="stable")[: len(empty)]]
+        if not used.all():  # those start anew where the error is largest
+            book[~used] = vectors[np.argsort(-errors, kind="stable")[: np.count_nonzero(~used)]]
     return book
 
 
