@@ -10,12 +10,13 @@ A bias is added to `out` first.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from lutra.compiler.language import Value, load, store
 from lutra.errors import KernelError
-from lutra.kernels.buffers import aligned
+from lutra.kernels.buffers import aligned, check_state
 from lutra.kernels.elementwise import relu2, silu
 from lutra.kernels.tiles import PAIR, ROWS, TiledWeight
 
@@ -55,11 +56,16 @@ def output_columns(epilogue: str, padded_n: int) -> int:
     return padded_n // 2 if epilogue in GATES else padded_n
 
 
-def check_output(
-    weight: TiledWeight, y: np.ndarray, column: int, epilogue: str, bias: np.ndarray | None, tile_m: int
-) -> None:
-    """Raise KernelError unless a matmul of `weight` may write its padded outputs into y from `column` on."""
+def outputs(
+    weight: TiledWeight, y: np.ndarray, state: np.ndarray, column: int, epilogue: str, bias: np.ndarray | None,
+    tile_m: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Where a matmul writes, as arguments of its kernel.
+
+    raises   KernelError   the padded outputs of `weight` do not fit y from `column` on, or another bias or state
+    """
     check_epilogue(epilogue)
+    check_state(state)
     end = column + output_columns(epilogue, weight.padded_n)
     if y.ndim != 2 or y.shape[0] % tile_m or y.shape[1] < end:
         raise KernelError(
@@ -68,6 +74,8 @@ def check_output(
         )
     if bias is not None and bias.shape != (weight.padded_n,):
         raise KernelError(f"expected a bias of {weight.padded_n} numbers, got {bias.shape}; pad it with zeros")
+    return dict(bias=bias_or_dummy(bias), y=y, state=state, pairs=weight.num_pairs, y_stride=y.shape[1],
+                y_column=column)  # fmt: skip
 
 
 def bias_or_dummy(bias: np.ndarray | None) -> np.ndarray:

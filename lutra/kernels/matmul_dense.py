@@ -37,8 +37,8 @@ from lutra.formats.reduce import PARTIALS
 from lutra.formats.reduce import dense_spec as dense_spec  # this kernel's meaning
 from lutra.kernels import tuned
 from lutra.kernels.beside import Beside, Row
-from lutra.kernels.buffers import LINE_BYTES, check_state
-from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
+from lutra.kernels.buffers import LINE_BYTES
+from lutra.kernels.epilogue import bias_or_dummy, finish_pair, outputs
 from lutra.kernels.levels import float_unit, small_float
 from lutra.kernels.plan import Plan
 from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
@@ -181,7 +181,7 @@ def bind(
     """
     if weight.order != "dense":
         raise KernelError(f"expected a weight in dense order, got {weight.order}; make it with tiles.tile_dense")
-    check_output(weight, y, column, epilogue, bias, tile_m)
+    written = outputs(weight, y, state, column, epilogue, bias, tile_m)
     if x.ndim != 2 or x.shape[1] < weight.padded_k or len(x) % tile_m:
         raise KernelError(
             f"expected x of a multiple of {tile_m} rows and at least {weight.padded_k} columns, got {x.shape}; "
@@ -190,12 +190,10 @@ def bind(
     if start is not None and (start.ndim != 2 or start.shape[1] < weight.padded_n or len(start) < len(y)):
         raise KernelError(f"expected start of {len(y)} rows and at least {weight.padded_n} columns, got {start.shape}; "
                           "allocate it like y")  # fmt: skip
-    check_state(state)
     launch = matmul_dense.bind(
-        dict(
-            codes=weight.codes, scales=weight.scales, x=x, bias=bias_or_dummy(bias), y=y, state=state,
+        written | dict(
+            codes=weight.codes, scales=weight.scales, x=x, columns=weight.padded_k, x_stride=x.shape[1],
             start=bias_or_dummy(start), start_stride=0 if start is None else start.shape[1],
-            pairs=weight.num_pairs, columns=weight.padded_k, x_stride=x.shape[1], y_stride=y.shape[1], y_column=column,
         ),
         isa, dtype=weight.dtype or "u8", format=weight.format, epilogue=epilogue, has_bias=bias is not None,
         has_start=start is not None, tile_m=tile_m, plan=shape or tuned.plan(weight, tile_m, isa),

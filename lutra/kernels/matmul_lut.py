@@ -51,8 +51,7 @@ from lutra.formats.format import Format
 from lutra.kernels import activations
 from lutra.kernels.activations import Activations
 from lutra.kernels.beside import Beside, Row, terms_of
-from lutra.kernels.buffers import check_state
-from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
+from lutra.kernels.epilogue import finish_pair, outputs
 from lutra.kernels.tiles import CHUNK, ROWS, TiledWeight
 from lutra.kernels.tiles_lut import HALF_BITS, TABLE_BIAS, TILE
 
@@ -258,15 +257,13 @@ def bind(
     format = weight.format
     if format is None or weight.order != "lut":
         raise KernelError(f"expected a weight in lut order, got {weight.order}; make it with tiles_lut.tile_lut")
-    check_output(weight, y, column, epilogue, bias, tile_m)
+    written = outputs(weight, y, state, column, epilogue, bias, tile_m)
     activations.check(x, weight, tile_m, ", with_tables=True")
-    check_state(state)
     launch = matmul_lut.bind(
-        dict(
+        written | dict(
             codes=weight.codes, scales=weight.scales, zeros=weight.zeros, mins=weight.mins,
             super_scales=weight.super_scales, super_mins=weight.super_mins,
-            tables=x.tables, xs=x.xs, sums=x.sums, bias=bias_or_dummy(bias), y=y, state=state,
-            pairs=weight.num_pairs, chunks=weight.padded_k // CHUNK, y_stride=y.shape[1], y_column=column,
+            tables=x.tables, xs=x.xs, sums=x.sums, chunks=weight.padded_k // CHUNK,
         ),
         isa, format=format, epilogue=epilogue, has_bias=bias is not None, tile_m=tile_m,
         vectors_at_once=VECTORS_AT_ONCE[targets.choose(isa).isa],

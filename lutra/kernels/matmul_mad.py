@@ -50,8 +50,7 @@ from lutra.formats.format import Format
 from lutra.kernels import activations, tuned
 from lutra.kernels.activations import Activations
 from lutra.kernels.beside import Beside, Row, stored_chunk, terms_of
-from lutra.kernels.buffers import check_state
-from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
+from lutra.kernels.epilogue import finish_pair, outputs
 from lutra.kernels.levels import Levels, levels_of
 from lutra.kernels.plan import Plan
 from lutra.kernels.tiles import CHUNK, ROWS, TiledWeight
@@ -371,16 +370,14 @@ def bind(
     if format is None or weight.order != "mad":
         raise KernelError(f"expected a weight in mad order, got {weight.order}; make it with tiles.tile_mad")
     multiple = gcd(tile_m, PADDED)  # other rows of a block are not touched unless they are there
-    check_output(weight, y, column, epilogue, bias, multiple)
+    written = outputs(weight, y, state, column, epilogue, bias, multiple)
     activations.check(x, weight, multiple, "")
-    check_state(state)
     launch = matmul_mad.bind(
-        dict(
+        written | dict(
             codes=weight.codes, scales=weight.scales, zeros=weight.zeros, mins=weight.mins,
             super_scales=weight.super_scales, super_mins=weight.super_mins,
-            xq=x.xq, xs=x.xs, sums=x.sums, bias=bias_or_dummy(bias), y=y, state=state,
-            pairs=weight.num_pairs, chunks=weight.padded_k // CHUNK, xq_stride=x.xq.shape[1],
-            xs_stride=x.xs.shape[1], sums_stride=x.sums.shape[1], y_stride=y.shape[1], y_column=column,
+            xq=x.xq, xs=x.xs, sums=x.sums, chunks=weight.padded_k // CHUNK,
+            xq_stride=x.xq.shape[1], xs_stride=x.xs.shape[1], sums_stride=x.sums.shape[1],
         ),
         isa, format=format, epilogue=epilogue, has_bias=bias is not None, tile_m=tile_m,
         plan=shape or tuned.plan(weight, tile_m, isa),

@@ -52,8 +52,8 @@ from lutra.errors import KernelError
 from lutra.formats import trits
 from lutra.kernels import activations, trit_places, trit_tables
 from lutra.kernels.activations import Activations
-from lutra.kernels.buffers import aligned, check_state
-from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
+from lutra.kernels.buffers import aligned
+from lutra.kernels.epilogue import finish_pair, outputs
 from lutra.kernels.matmul_trit_rows import code_fields, matmul_trit_rows, scaled
 from lutra.kernels.plan import Plan, plan_for
 from lutra.kernels.tiles import PAIR, ROWS, TiledWeight
@@ -192,15 +192,11 @@ def bind(
     """
     if weight.order != "trit5":
         raise KernelError(f"expected a weight in trit5 order, got {weight.order}; make it with tiles_trit.tile_trit")
-    check_output(weight, y, column, epilogue, bias, tile_m)
+    written = outputs(weight, y, state, column, epilogue, bias, tile_m)
     by_lookup = looks_up(tile_m, isa)
     activations.check(x, weight, tile_m, ", with_trits=True", ("trits", "xs") if by_lookup else ())
-    check_state(state)
     plan = plan_for("trit5", targets.choose(isa).isa, tile_m)
-    args: dict[str, Any] = dict(
-        codes=weight.codes, scales=weight.scales, xs=x.xs, bias=bias_or_dummy(bias), y=y, state=state,
-        pairs=weight.num_pairs, steps=trits.num_steps(weight.k), y_stride=y.shape[1], y_column=column,
-    )  # fmt: skip
+    args = written | dict(codes=weight.codes, scales=weight.scales, xs=x.xs, steps=trits.num_steps(weight.k))
     static: dict[str, Any] = dict(format=weight.format, epilogue=epilogue, has_bias=bias is not None)
     if by_lookup:
         launch = matmul_trit.bind(args | {"parts": x.trits}, isa, **static, plan=plan)

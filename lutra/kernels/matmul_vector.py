@@ -51,8 +51,7 @@ from lutra.errors import KernelError
 from lutra.formats.vectors import CENTROIDS, VectorFormat
 from lutra.kernels import activations, vector_tables
 from lutra.kernels.activations import Activations
-from lutra.kernels.buffers import check_state
-from lutra.kernels.epilogue import bias_or_dummy, check_output, finish_pair
+from lutra.kernels.epilogue import finish_pair, outputs
 from lutra.kernels.tiles import PAIR, ROWS, TiledWeight
 from lutra.kernels.tiles_vector import PAIRS, SIDE, TILE, sides_of
 from lutra.kernels.vector_tables import BIAS, PLANES, TABLE_BYTES
@@ -193,16 +192,14 @@ def bind(
     format = weight.format
     if not isinstance(format, VectorFormat):
         raise KernelError(f"expected a weight in vector order, got {weight.order}; make it with tiles_vector")
-    check_output(weight, y, column, epilogue, bias, tile_m)
+    written = outputs(weight, y, state, column, epilogue, bias, tile_m)
     activations.check(x, weight, tile_m, "")
-    check_state(state)
     if tables.nbytes < vector_tables.tables_bytes(weight, tile_m):
         raise KernelError(f"expected tables of {tile_m} rows or more, got {tables.nbytes} bytes; see tables_bytes")
     launch = matmul_vector.bind(
-        dict(
+        written | dict(
             codes=weight.codes, scales=weight.scales.view(np.float32), tables=tables, xs=x.xs,
-            bias=bias_or_dummy(bias), y=y, state=state, pairs=weight.num_pairs,
-            vectors=format.num_vectors(weight.k), y_stride=y.shape[1], y_column=column,
+            vectors=format.num_vectors(weight.k),
         ),
         isa, terms=format.terms, sides=sides_of(weight), epilogue=epilogue, has_bias=bias is not None, tile_m=tile_m,
     )  # fmt: skip
