@@ -9,10 +9,10 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lutra.cli.conditions import FORMATS, Condition, condition
 from lutra.errors import FileError, RequestError
@@ -146,7 +146,7 @@ def _bytes_for(swap: "Swap", table: "Table", limit: float, before: float) -> flo
 
 def for_file(
     model: str, out: Path, text: str | None, threads: int, progress: Say, deployment: str,
-    names: Sequence[str] = FORMATS, **conditions: str | float | None,
+    names: Sequence[str], conditions: Mapping[str, Any],
 ) -> Choice:  # fmt: skip
     """The choice for a file that is to be written, kept beside it as NAME.formats.json.
 
@@ -167,7 +167,7 @@ def for_file(
         head = {"head": str(known["_head"])} if known.get("_head") else {}
         return Choice({**chosen, **head}, str(known.get("_report", "")))
     file = open_model(model)
-    wanted = condition(file, config_from(file), names, **conditions)  # type: ignore[arg-type]
+    wanted = condition(file, config_from(file), names, **conditions)
     llm = LLM.load(model, threads=threads, progress=progress)
     choice = allocate(llm, text, wanted, names, deployment, progress=progress)
     inner = {name: format for name, format in choice.formats.items() if name != "head"}

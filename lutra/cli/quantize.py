@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lutra.cli.conditions import FORMATS
 from lutra.cli.conditions import OPTIONS as CONDITIONS
 from lutra.cli.input import read_text
 from lutra.cli.model import resolve
@@ -53,9 +54,9 @@ def quantize(
     if is_chosen:
         from lutra.cli import allocate
 
-        names = {"names": choose_from.split(",")} if choose_from else {}
+        names = choose_from.split(",") if choose_from else FORMATS
         with LoadProgress(lines=True) as progress:
-            choice = allocate.for_file(model, Path(out), text, threads, progress, deployment, **names, **conditions)
+            choice = allocate.for_file(model, Path(out), text, threads, progress, deployment, names, conditions)
         recipe, report = with_choice(recipe, choice), choice.report + "\n"
     if text is not None and recipe.method is None:
         recipe = Recipe(**{**vars(recipe), "method": "gptq+clip"})

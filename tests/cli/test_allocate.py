@@ -10,7 +10,7 @@ import pytest
 
 from lutra import cli
 from lutra.cli import allocate
-from lutra.cli.conditions import condition
+from lutra.cli.conditions import FORMATS, condition
 from lutra.engine.llm import LLM
 from lutra.errors import RequestError
 from lutra.formats import catalog
@@ -76,7 +76,7 @@ def test_too_small_a_file_is_refused_before_anything_is_measured(
 ) -> None:
     monkeypatch.setattr(LLM, "load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(RequestError, match="at least .* less than which planes1x2-g64-mins takes"):
-        allocate.for_file(str(path), tmp_path / "a.safetensors", TEXT, 1, lambda *_: None, "one user", **conditions)
+        allocate.for_file(str(path), tmp_path / "a.safetensors", TEXT, 1, print, "one user", FORMATS, conditions)
     assert not list(tmp_path.iterdir())
 
 
