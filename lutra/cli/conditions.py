@@ -63,12 +63,14 @@ def condition(
 
     names    formats to choose from
     budget   of everything in the file; bpw: of what is quantised
-    Raises RequestError for no condition or several, and for fewer bytes than the smallest formats take; FormatError
-    for unknown formats.
+    Raises RequestError for no condition or several, for fewer bytes than the smallest formats take, and for packed files;
+    FormatError for unknown formats.
     """
     from lutra.formats import catalog
     from lutra.model import sensitivity
+    from lutra.model.layer_errors import check_is_unpacked
 
+    check_is_unpacked(file)
     if sum(value is not None for value in (budget, bpw, max_ppl_increase)) != 1:
         raise RequestError("expected one of --budget, --bpw and --max-ppl-increase, got none or several; give one")
     formats = [catalog.find(name) for name in names]

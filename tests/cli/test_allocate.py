@@ -16,6 +16,7 @@ from lutra.errors import RequestError
 from lutra.formats import catalog
 from lutra.model import sensitivity
 from lutra.model.inputs import units
+from lutra.model.pack import pack
 from tests.files.make_models import tiny_llama_gguf
 
 TEXT = "It was the best of times, it was the worst of times. " * 4
@@ -78,6 +79,13 @@ def test_too_small_a_file_is_refused_before_anything_is_measured(
     with pytest.raises(RequestError, match="at least .* less than which planes1x2-g64-mins takes"):
         allocate.for_file(str(path), tmp_path / "a.safetensors", TEXT, 1, print, "one user", FORMATS, conditions)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_packed_file_is_refused_before_anything_is_measured(path: Path, tmp_path: Path) -> None:
+    pack(path, tmp_path / "a.lutra", "auto", lambda *_: None)
+    with pytest.raises(RequestError, match="expected a model of named tensors, got .*a.lutra, which is packed"):
+        allocate.for_file(str(tmp_path / "a.lutra"), tmp_path / "b.safetensors", None, 1, print, "one user", NAMES,
+                          {"bpw": 4.0})  # fmt: skip
 
 
 def test_the_file_keeps_its_budget(path: Path, tmp_path: Path) -> None:
