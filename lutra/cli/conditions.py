@@ -63,8 +63,8 @@ def condition(
 
     names    formats to choose from
     budget   of everything in the file; bpw: of what is quantised
-    Raises RequestError for no condition or several, for fewer bytes than the smallest formats take, and for packed files;
-    FormatError for unknown formats.
+    Raises RequestError for no condition or several, for fewer bytes than the smallest formats take, and for packed
+    files; FormatError for unknown formats.
     """
     from lutra.formats import catalog
     from lutra.model import sensitivity
