@@ -20,12 +20,13 @@ _WORK = {
     "mul": ("lane_ops", 1),
     "add": ("lane_ops", 1),
     "sub": ("lane_ops", 1),
+    "fma": ("lane_ops", 2),
     "lookup": ("lookups", 1),
 }
 
 # Vector operations in units of a dot product of as many bytes: CPUs start two dot products, byte shuffles or
 # multiplications in a cycle, and three or four of the rest.
-_EFFORT = {"dot4": 1.0, "dot4_sum": 1.0, "lookup": 1.0, "shuffle": 1.0, "mul": 1.0, "convert": 1.0}
+_EFFORT = {"dot4": 1.0, "dot4_sum": 1.0, "lookup": 1.0, "shuffle": 1.0, "mul": 1.0, "fma": 1.0, "convert": 1.0}
 _FREE = dict.fromkeys(("const", "var", "get", "set", "bitcast", "splat"), 0.0)  # registers, or part of their user
 _OTHER = 0.5
 _DOT_BYTES, _DOT_OPS = 64, 128  # a dot product of 64 bytes is 128 int8 operations

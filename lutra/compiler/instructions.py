@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lutra.compiler import lower, lower_convert, lower_dot4, lower_dot4_arm, lower_lookup
+from lutra.compiler import fused, lower, lower_convert, lower_dot4, lower_dot4_arm, lower_lookup
 from lutra.compiler.emitter import Emitter
 from lutra.compiler.ir import Op
 from lutra.compiler.types import DType, Type
@@ -102,6 +102,7 @@ MEANING: dict[str, Callable[..., Array]] = {
     "max": lambda a, b: _where(a > b, a, b),
     "abs": np.abs,
     "sqrt": np.sqrt,
+    "fma": fused.fma,
     "round_even": _round_even,
     "select": lambda c, a, b: _where(c, a, b),
     "reduce_add": lambda a: _halve(a, np.add),
@@ -125,6 +126,11 @@ INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
     "max": (Instruction(lower.min_max),),
     "abs": (Instruction(lower.absolute),),
     "sqrt": (Instruction(lower.square_root),),
+    "fma": (
+        Instruction(lower.fma, frozenset({"fma"})),
+        Instruction(lower.fma, _NEON),
+        Instruction(lower.fma_in_f64),
+    ),
     "round_even": (Instruction(lower.round_even),),
     "select": (Instruction(lower.select),),
     "bitcast": (Instruction(lower.bitcast),),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lutra.compiler.builder import current, fail
 from lutra.compiler.ir import Value
-from lutra.compiler.types import DType, Type, i1
+from lutra.compiler.types import DType, Type, f32, i1
 from lutra.compiler.values import Operand, binary, type_of, value_of
 
 
@@ -29,6 +29,14 @@ def sqrt(a: Operand) -> Value:
     """Correctly rounded square root of f32."""
     value = value_of(a)
     return current().emit("sqrt", (value,), type_of(value))
+
+
+def fma(a: Operand, b: Operand, c: Operand) -> Value:
+    """a * b + c of f32 vectors, rounded once: the same bits on every CPU, fast on those that have the instruction."""
+    values = [value_of(x) for x in (a, b, c)]
+    if len({value.type for value in values}) > 1 or type_of(values[0]).dtype != f32 or type_of(values[0]).lanes < 2:
+        raise fail(f"fma needs three vectors of f32 of one type, got {[str(value.type) for value in values]}")
+    return current().emit("fma", tuple(values), type_of(values[0]))
 
 
 def round_even(a: Operand) -> Value:

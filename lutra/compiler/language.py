@@ -26,6 +26,7 @@ from lutra.compiler.lanes import (
     concat,
     convert,
     extract,
+    fma,
     maximum,
     minimum,
     reduce_add,
@@ -42,7 +43,7 @@ from lutra.compiler.values import Operand, Var, const, var
 
 __all__ = [
     "Operand", "Pointer", "Value", "Var", "absolute", "bf16", "bitcast", "concat", "const", "convert", "dot4",
-    "dot4_sum", "extract", "f16", "f32", "i1", "i16", "i32", "i64", "i8", "load", "lookup", "loop", "maximum",
+    "dot4_sum", "extract", "fma", "f16", "f32", "i1", "i16", "i32", "i64", "i8", "load", "lookup", "loop", "maximum",
     "minimum", "prefetch", "reduce_add", "reduce_max", "round_even", "select", "shuffle", "splat", "sqrt", "store",
     "u16", "u32", "u8", "var", "when",
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lutra.compiler import fused
 from lutra.compiler.emitter import Emitter, kind_of, result_type
 from lutra.compiler.ir import Op
 from lutra.compiler.types import Type, f32
@@ -60,6 +61,19 @@ def _suffix(kind: Type) -> str:
 def square_root(e: Emitter, op: Op) -> str:
     kind = result_type(op)
     return e.call(kind.llvm, f"llvm.sqrt.{_suffix(kind)}", (kind.llvm, e.of(op.operands[0])))
+
+
+def fma(e: Emitter, op: Op) -> str:
+    kind = result_type(op)
+    return e.call(kind.llvm, f"llvm.fma.{_suffix(kind)}", *((kind.llvm, e.of(operand)) for operand in op.operands))
+
+
+def fma_in_f64(e: Emitter, op: Op) -> str:
+    """By a function of its own: it is long."""
+    kind = result_type(op)
+    e.declarations.add(fused.text(kind.lanes))
+    operands = ", ".join(f"{kind.llvm} {e.of(operand)}" for operand in op.operands)
+    return e.line(f"call {kind.llvm} @lutra_fma.{kind.lanes}({operands})")
 
 
 def round_even(e: Emitter, op: Op) -> str:

@@ -17,7 +17,7 @@ Source    Milakov and Gimelshein, Online normalizer calculation for softmax, arX
 
 import numpy as np
 
-from lutra.compiler import targets
+from lutra.compiler import fused, targets
 from lutra.compiler.kernel import Kernel, kernel
 from lutra.compiler.language import Pointer, f32, i64
 from lutra.compiler.launch import Step
@@ -49,7 +49,7 @@ from lutra.kernels.rope import BLOCK, FLOATS, STRIDE, float_name, padded
 def attention_spec(
     q: np.ndarray, keys: np.ndarray, values: np.ndarray, position: int, scale: float | None = None
 ) -> np.ndarray:
-    """Attention in NumPy, in the kernel's order.
+    """Attention in NumPy, in the kernel's order; q . k and the weighted values round a product and a sum once.
 
     q              f32 [M, heads, D]       rows at position, position + 1, ...
     keys, values   as in rope.py
@@ -74,11 +74,11 @@ def _part_spec(q: np.ndarray, k: np.ndarray, v: np.ndarray, first: int, position
     """One piece, whose first position is `first`."""
     dot = np.zeros((len(k), k.shape[1], BLOCK), np.float32)
     for d in range(q.shape[1]):
-        dot = dot + q[:, d, None, None] * k[:, :, d]
+        dot = fused.fma(q[:, d, None, None], k[:, :, d], dot)
     m, p = weights_spec(scores_spec(dot.reshape(len(q), -1) * scale, first, position))
     out = np.zeros_like(q)
     for j in range(min(v.shape[1], position + 1 - first)):
-        out = out + p[:, j, None] * v[:, j]
+        out = fused.fma(p[:, j, None], v[:, j], out)
     return Part(m, lanes_spec(p)[:, None], out)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lutra.compiler.language import Value, const, convert, f32, load, loop, minimum, prefetch, splat, store, var
+from lutra.compiler.language import Value, const, convert, f32, fma, load, loop, minimum, prefetch, splat, store, var
 from lutra.formats.reduce import NUM_LANES
 from lutra.kernels.exp2 import exp2
 from lutra.kernels.items import NEAR, Item
@@ -57,7 +57,7 @@ def score(
                 for source, accs in zip(sources, sums, strict=True):  # noqa: B023
                     x = splat(load(q, source + d + i), BLOCK)
                     for acc, k in zip(accs, ks, strict=True):
-                        acc += x * k
+                        acc.set(fma(x, k, acc.get()))
 
             whole = head_dim // UNROLL * UNROLL
             for d in loop(0, whole, UNROLL):
@@ -119,7 +119,7 @@ def gather(
                         for i, accs in enumerate(outs):
                             p = splat(load(scores, (item.first_slot + slot + i) * PIECE + j + u), NUM_LANES)
                             for acc, v in zip(accs, vs, strict=True):
-                                acc += p * v
+                                acc.set(fma(p, v, acc.get()))
                 for place, accs in zip(places, outs, strict=True):
                     for i, acc in enumerate(accs):
                         store(parts, place + i * NUM_LANES, acc.get())

@@ -57,11 +57,18 @@ def test_lookup_uses_tbl(isa):
 
 
 @pytest.mark.parametrize("isa", ["i8mm", "neon"])
-def test_multiply_and_add_stay_two_roundings(isa):
+def test_products_and_sums_are_fused_where_a_kernel_says_so(isa):
     static = dict(heads=4, kv_heads=2, head_dim=64, rows=1, tile=2, together=1, span=1, split=True, cache_dtype="f16")
     assembly = cross_compile(ATTENTION["f16"].trace(**static), TARGETS[isa], "kernel").assembly
-    assert "fmul" in assembly and "fmla" not in assembly and "fmadd" not in assembly
+    assert "fmla" in assembly
     assert "fcvtl" in assembly  # f16 by the instruction, not by shifts
+
+
+@pytest.mark.parametrize("isa", ["i8mm", "neon", "avx2"])
+def test_elsewhere_they_stay_two_roundings(isa):
+    assembly = mad(isa, catalog.planes(4, 32)).assembly
+    assert ("fmul" in assembly or "vmulps" in assembly) and ("fadd" in assembly or "vaddps" in assembly)
+    assert not any(fused in assembly for fused in ("fmla", "fmadd", "vfmadd"))
 
 
 def test_waiting_threads_hint_to_an_arm_cpu():

@@ -1,10 +1,13 @@
 """Every word of the kernel language: native on every instruction set equals its NumPy meaning."""
 
+from fractions import Fraction
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from lutra.compiler import targets
+from lutra.compiler.fused import fma as fma_meaning
 from lutra.compiler.kernel import kernel
 from lutra.compiler.language import (
     Pointer,
@@ -19,6 +22,7 @@ from lutra.compiler.language import (
     extract,
     f16,
     f32,
+    fma,
     i8,
     i16,
     i32,
@@ -88,6 +92,43 @@ def float_arguments(lanes: int) -> dict:
 @pytest.mark.parametrize("lanes", [1, 4, 16, 32])
 def test_float_words(isa, lanes):
     float_words.check(float_arguments(lanes), 1, isa, lanes=lanes)
+
+
+@kernel
+def fused_words(a: Pointer[f32], b: Pointer[f32], c: Pointer[f32], y: Pointer[f32], task: i64, *, lanes):
+    at = task * lanes
+    store(y, at, fma(load(a, at, lanes), load(b, at, lanes), load(c, at, lanes)))
+
+
+def fused_arguments(count: int) -> dict[str, np.ndarray]:
+    """Products that an addend nearly takes away, halves of a last place, subnormal numbers, infinities."""
+    rng = np.random.default_rng(3)
+    a, b = (np.ldexp(rng.uniform(-2, 2, count), rng.integers(-75, 55, count)).astype(np.float32) for _ in range(2))
+    c = -(a.astype(np.float64) * b).astype(np.float32)  # what is left is what the product's rounding took
+    far = np.arange(count) % 4
+    c = np.where(far == 1, np.ldexp(c.astype(np.float64), rng.integers(-60, 6, count)), c).astype(np.float32)
+    c[far == 2] = (np.ldexp(c[far == 2].astype(np.float64), 24) * (1 + 2.0**-23)).astype(np.float32)
+    a[:8] = [1, 1 + 2**-12, 0, -0.0, np.inf, 3e38, -3e38, 2**-149]
+    b[:8] = [1, 1 - 2**-12, 5, 5, 1, 3e38, 1, 0.5]
+    c[:8] = [2**-24, -1, 0, -0.0, 1, -1, 3.4e38, 2**-149]
+    return {"a": a, "b": b, "c": c, "y": np.zeros(count, np.float32)}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lanes", [4, 16, 32])
+def test_a_product_and_a_sum_rounded_once(isa, lanes):
+    with np.errstate(all="ignore"):
+        fused_words.check(fused_arguments(4096), 4096 // lanes, isa, lanes=lanes)
+
+
+def test_rounding_once_is_what_exact_fractions_say():
+    args = fused_arguments(400)
+    a, b, c = (args[name][8:] for name in "abc")
+    got = fma_meaning(a, b, c)
+    for x, y, z, found in zip(a.tolist(), b.tolist(), c.tolist(), got.tolist(), strict=True):
+        exact = Fraction(x) * Fraction(y) + Fraction(z)
+        near = [np.nextafter(np.float32(found), np.float32(side)) for side in (-np.inf, np.inf)]
+        assert all(abs(Fraction(found) - exact) <= abs(Fraction(float(other)) - exact) for other in near)
 
 
 @kernel
