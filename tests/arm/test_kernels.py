@@ -1,6 +1,7 @@
 """lutra's kernels on emulated ARM CPUs: the same bits as on this computer, whose kernels equal the specification."""
 
 import copy
+from itertools import product
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from lutra.kernels.tiles import tile_dense, tile_mad
 from lutra.kernels.tiles_lut import tile_lut
 from lutra.quantize.methods import rtn
 from tests.arm.emulator import ISAS, Emulator
+from tests.cover import cover
 from tests.formats.parts import random_beside, random_codes
 
 ROWS, N, K = 5, 40, 160
@@ -96,10 +98,20 @@ MAD_FORMATS = [
 ]
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("rows, tile_m", [(1, 1), (ROWS, 4)])
-@pytest.mark.parametrize("format", MAD_FORMATS, ids=lambda format: format.name)
-def test_multiply_add(emulator, format, rows, tile_m, isa):
+def traits(case: tuple[Format, tuple[int, int], str]) -> set:
+    """A format; what kernels are made of, and a block of rows, on an instruction set."""
+    format, block, isa = case
+    axes = {(axis, getattr(format, axis), isa) for axis in ("bits", "scale_kind", "terms")}
+    return axes | {format, (block, format.offset, isa), (format.levels == "uniform", isa)}
+
+
+@pytest.mark.parametrize(
+    "format, block, isa",
+    cover(product(MAD_FORMATS, [(1, 1), (ROWS, 4)], ISAS), traits),
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_multiply_add(emulator, format, block, isa):
+    rows, tile_m = block
     y, bias = aligned((8, 64), np.float32), random_floats(64)
     weight = tile_mad(random_weight(format))
     step = matmul_mad.bind(weight, quantised(format)[0], y, state(rows), epilogue="store", bias=bias, tile_m=tile_m)
