@@ -11,12 +11,12 @@ ROOT = Path(__file__).resolve().parent.parent / "lutra"
 
 # part of lutra: the parts it may import besides itself
 MAY_IMPORT = {
-    "errors": "", "debug": "errors", "machine": "compiler debug errors",
-    "formats": "errors",
+    "errors": "", "fused": "", "debug": "errors", "machine": "compiler debug errors",
+    "formats": "errors fused",
     "files": "errors formats", "quantize": "errors formats", "hardware": "errors formats",
     "train": "errors formats files",
-    "compiler": "debug errors",
-    "kernels": "compiler debug errors formats machine",
+    "compiler": "debug errors fused",
+    "kernels": "compiler debug errors formats fused machine",
     # the compiler, because program.py is made of its launches
     "model": "compiler debug errors files formats kernels quantize machine",
     "engine": "debug errors model machine", "server": "debug errors engine", "cluster": "debug errors engine server",
@@ -27,7 +27,7 @@ MAY_IMPORT = {
 
 # part of lutra: the packages it may import besides Python's own
 OUTSIDE = {
-    "errors": "", "debug": "", "lutra": "",
+    "errors": "", "debug": "", "lutra": "", "fused": "numpy",
     "formats": "numpy ml_dtypes", "files": "numpy ml_dtypes safetensors gguf",
     "quantize": "numpy ml_dtypes", "hardware": "numpy amaranth",
     "compiler": "numpy ml_dtypes llvmlite", "kernels": "numpy ml_dtypes", "machine": "numpy llvmlite",
@@ -118,6 +118,6 @@ def test_a_forbidden_import_is_named_with_its_line(tmp_path: Path, monkeypatch: 
     (tmp_path / "lutra" / "engine").mkdir()
     path.write_text("import numpy\n\ndef f():\n    from lutra.engine import llm\n    import torch\n")
     assert list(complaints(path)) == [
-        "lutra/formats/wrong.py:4: formats may import errors, not engine",
+        "lutra/formats/wrong.py:4: formats may import errors fused, not engine",
         "lutra/formats/wrong.py:5: formats may import numpy ml_dtypes from outside, not torch",
     ]

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lutra.compiler import fused, lower, lower_convert, lower_dot4, lower_dot4_arm, lower_lookup
+from lutra import fused
+from lutra.compiler import lower, lower_convert, lower_dot4, lower_dot4_arm, lower_fma, lower_lookup
 from lutra.compiler.emitter import Emitter
 from lutra.compiler.ir import Op
 from lutra.compiler.types import DType, Type
@@ -127,9 +128,9 @@ INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
     "abs": (Instruction(lower.absolute),),
     "sqrt": (Instruction(lower.square_root),),
     "fma": (
-        Instruction(lower.fma, frozenset({"fma"})),
-        Instruction(lower.fma, _NEON),
-        Instruction(lower.fma_in_f64),
+        Instruction(lower_fma.fma_native, frozenset({"fma"})),
+        Instruction(lower_fma.fma_native, _NEON),
+        Instruction(lower_fma.fma_in_f64),
     ),
     "round_even": (Instruction(lower.round_even),),
     "select": (Instruction(lower.select),),

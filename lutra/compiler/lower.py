@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lutra.compiler import fused
 from lutra.compiler.emitter import Emitter, kind_of, result_type
 from lutra.compiler.ir import Op
 from lutra.compiler.types import Type, f32
@@ -49,31 +48,18 @@ def absolute(e: Emitter, op: Op) -> str:
     kind = result_type(op)
     a = e.of(op.operands[0])
     if not kind.dtype.is_float:
-        return e.call(kind.llvm, f"llvm.abs.{_suffix(kind)}", (kind.llvm, a), ("i1", "false"))
-    return e.call(kind.llvm, f"llvm.fabs.{_suffix(kind)}", (kind.llvm, a))
+        return e.call(kind.llvm, f"llvm.abs.{suffix(kind)}", (kind.llvm, a), ("i1", "false"))
+    return e.call(kind.llvm, f"llvm.fabs.{suffix(kind)}", (kind.llvm, a))
 
 
-def _suffix(kind: Type) -> str:
+def suffix(kind: Type) -> str:
     scalar = "f32" if kind.dtype == f32 else f"i{kind.dtype.bits}"
     return scalar if kind.lanes == 1 else f"v{kind.lanes}{scalar}"
 
 
 def square_root(e: Emitter, op: Op) -> str:
     kind = result_type(op)
-    return e.call(kind.llvm, f"llvm.sqrt.{_suffix(kind)}", (kind.llvm, e.of(op.operands[0])))
-
-
-def fma(e: Emitter, op: Op) -> str:
-    kind = result_type(op)
-    return e.call(kind.llvm, f"llvm.fma.{_suffix(kind)}", *((kind.llvm, e.of(operand)) for operand in op.operands))
-
-
-def fma_in_f64(e: Emitter, op: Op) -> str:
-    """By a function of its own: it is long."""
-    kind = result_type(op)
-    e.declarations.add(fused.text(kind.lanes))
-    operands = ", ".join(f"{kind.llvm} {e.of(operand)}" for operand in op.operands)
-    return e.line(f"call {kind.llvm} @lutra_fma.{kind.lanes}({operands})")
+    return e.call(kind.llvm, f"llvm.sqrt.{suffix(kind)}", (kind.llvm, e.of(op.operands[0])))
 
 
 def round_even(e: Emitter, op: Op) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from lutra import fused
+
 PARTIALS = 4  # strided sums of a dense product: enough independent adds to hide their latency
 NUM_LANES = 16  # partial sums, whatever the vector width: one AVX-512 register, two AVX2, four NEON or SSE
 
@@ -41,15 +43,17 @@ def dense_spec(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     w        f32, f16 or bf16 [N, K]
     returns  f32 [M, N]
 
-    (p0 + p2) + (p1 + p3), where p_i adds x[k] * w[k] for k = i, i + 4, i + 8, ... in ascending order; each multiply and
-    add rounds once.
+    (p0 + p2) + (p1 + p3), where p_i adds x[k] * w[k] for k = i, i + 4, i + 8, ... in ascending order; a product and the
+    sum it goes into round once, together.
 
     >>> dense_spec(np.array([[1, 2, 3, 4, 5]], np.float32), np.array([[1, 1, 1, 1, 2]], np.float16)).tolist()
     [[20.0]]
     """
     partial = np.zeros((PARTIALS, len(x), len(w)), np.float32)
     wide = w.astype(np.float32)
-    for k in range(x.shape[1]):
-        partial[k % PARTIALS] += x[:, k, None] * wide[None, :, k]
+    for k in range(0, x.shape[1], PARTIALS):
+        several = slice(k, k + PARTIALS)
+        count = len(x.T[several])
+        partial[:count] = fused.fma(x.T[several, :, None], wide.T[several, None, :], partial[:count])
     p0, p1, p2, p3 = partial
     return np.asarray((p0 + p2) + (p1 + p3))

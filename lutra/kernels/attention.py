@@ -17,7 +17,8 @@ Source    Milakov and Gimelshein, Online normalizer calculation for softmax, arX
 
 import numpy as np
 
-from lutra.compiler import fused, targets
+from lutra import fused
+from lutra.compiler import targets
 from lutra.compiler.kernel import Kernel, kernel
 from lutra.compiler.language import Pointer, f32, i64
 from lutra.compiler.launch import Step

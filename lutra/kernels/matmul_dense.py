@@ -1,8 +1,8 @@
 """y = x @ w.T for weights stored as f32, f16 or bf16, or as 8-bit floats with scales.
 
-out = (p0 + p2) + (p1 + p3), where p_i adds x[k] * w[k] for k = i, i + 4, i + 8, ... in ascending order, every multiply
-and add rounded to f32: formats/reduce.dense_spec.  An 8-bit float is first multiplied with its scale and rounded, so
-that w is what QTensor.dequantize gives.  One task is one pair of row tiles times `tile_m` rows.
+out = (p0 + p2) + (p1 + p3), where p_i adds x[k] * w[k] for k = i, i + 4, i + 8, ... in ascending order, a product and
+its sum rounded to f32 together: formats/reduce.dense_spec.  An 8-bit float is first multiplied with its scale and
+rounded, so that w is what QTensor.dequantize gives.  One task is one pair of row tiles times `tile_m` rows.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from lutra.compiler.language import (
     const,
     convert,
     f32,
+    fma,
     i64,
     load,
     loop,
@@ -145,7 +146,8 @@ def multiply(w: W, x: Value, starts: list[Value], tiles: range, plan: Plan) -> l
                             prefetch(w.codes, at + distance, level)
                     weights = w.load(at, scale)
                     for m, start in enumerate(starts):
-                        sums[m][side][i] += splat(load(x, start + (k + i)), ROWS) * weights
+                        total = sums[m][side][i]
+                        total.set(fma(splat(load(x, start + (k + i)), ROWS), weights, total.get()))
     return [[combine([part.get() for part in parts]) for parts in row] for row in sums]
 
 

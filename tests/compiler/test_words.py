@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from lutra import fused
 from lutra.compiler import targets
-from lutra.compiler.fused import fma as fma_meaning
 from lutra.compiler.kernel import kernel
 from lutra.compiler.language import (
     Pointer,
@@ -124,7 +124,7 @@ def test_a_product_and_a_sum_rounded_once(isa, lanes):
 def test_rounding_once_is_what_exact_fractions_say():
     args = fused_arguments(400)
     a, b, c = (args[name][8:] for name in "abc")
-    got = fma_meaning(a, b, c)
+    got = fused.fma(a, b, c)
     for x, y, z, found in zip(a.tolist(), b.tolist(), c.tolist(), got.tolist(), strict=True):
         exact = Fraction(x) * Fraction(y) + Fraction(z)
         near = [np.nextafter(np.float32(found), np.float32(side)) for side in (-np.inf, np.inf)]

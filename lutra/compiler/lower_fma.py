@@ -1,40 +1,26 @@
-"""a * b + c rounded once, with nothing but additions and multiplications: for NumPy, and for CPUs without the instruction.
-
-The product of two f32 is exact in f64.  The sum there is rounded to odd: where it is not exact, the neighbour is taken
-whose last bit is 1.  f64 has more than two bits beyond f32's, so rounding that to f32 is as good as rounding once.
-
-Source    Boldo and Melquiond, Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd,
-          IEEE Transactions on Computers 57 (2008)
-"""
+"""Fused multiply-add: the instruction, or what lutra/fused.py does instead."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
-Array = Any  # numpy scalar or array
+from lutra.compiler.emitter import Emitter, result_type
+from lutra.compiler.ir import Op
+from lutra.compiler.lower import suffix
 
 
-def fma(a: Array, b: Array, c: Array) -> Array:
-    """a * b + c in f32, rounded once; arguments f32 that broadcast.
-
-    >>> float(fma(np.float32(1 + 2**-12), np.float32(1 - 2**-12), np.float32(-1))) == -(2**-24)
-    True
-    """
-    product, addend = np.float64(a) * np.float64(b), np.float64(c)
-    with np.errstate(all="ignore"):  # of infinities and NaN the error is no number, and nothing is corrected
-        total = product + addend
-        second = total - product
-        error = (product - (total - second)) + (addend - second)
-        bits = np.asarray(total).view(np.int64)
-        step = np.where((error > 0) == (total > 0), 1, -1)
-        odd = np.where(((error > 0) | (error < 0)) & (bits & 1 == 0), bits + step, bits)
-        result: Array = odd.view(np.float64).astype(np.float32)[()]
-    return result
+def fma_native(e: Emitter, op: Op) -> str:
+    kind = result_type(op)
+    return e.call(kind.llvm, f"llvm.fma.{suffix(kind)}", *((kind.llvm, e.of(operand)) for operand in op.operands))
 
 
-# The same in LLVM's text, of LANES lanes
+def fma_in_f64(e: Emitter, op: Op) -> str:
+    """By a function of its own: it is long."""
+    kind = result_type(op)
+    e.declarations.add(text(kind.lanes))
+    operands = ", ".join(f"{kind.llvm} {e.of(operand)}" for operand in op.operands)
+    return e.line(f"call {kind.llvm} @lutra_fma.{kind.lanes}({operands})")
+
+
+# lutra/fused.py, line by line, for LANES lanes
 TEXT = """define internal FLOAT @lutra_fma.LANES(FLOAT %a, FLOAT %b, FLOAT %c) noinline nounwind {
   %x = fpext FLOAT %a to DOUBLE
   %y = fpext FLOAT %b to DOUBLE
