@@ -12,7 +12,6 @@ import numpy as np
 
 from lutra.errors import RequestError
 from lutra.files.model_file import ModelFile
-from lutra.formats.qtensor import QTensor
 from lutra.formats.sidecars import Adapted
 from lutra.model.config import ModelConfig
 from lutra.model.inputs import HEAD, units

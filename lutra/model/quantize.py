@@ -28,7 +28,6 @@ from lutra.files.model_file import ModelFile
 from lutra.files.names import LINEARS
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
-from lutra.formats.sidecars import Adapted
 from lutra.formats.vectors import VectorFormat, VectorWeight
 from lutra.model import awq, calibrate
 from lutra.model.config import ModelConfig, config_from, to_json

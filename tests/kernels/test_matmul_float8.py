@@ -54,7 +54,8 @@ def test_every_code_is_exact(name, isa):
 
 def test_by_hand():
     """448 * 0.5 + (2**-9) * 0.5 * 512 - 1.5 * 0.5 * 2 = 224 + 0.5 - 1.5."""
-    w = QTensor.from_codes(catalog.table("e4m3", 0), np.array([[0x7E, 0x01, 0xBC]], np.uint8), np.full((1, 1), 0.5, "f4"))
+    codes = np.array([[0x7E, 0x01, 0xBC]], np.uint8)
+    w = QTensor.from_codes(catalog.table("e4m3", 0), codes, np.full((1, 1), 0.5, "f4"))
     x, y = aligned((1, 256), np.float32), aligned((1, 32), np.float32)
     x[0, :3] = [1, 512, 2]
     run(matmul_dense.bind(choose.tile(w), x, y, state(1), epilogue="store", tile_m=1), 1)
@@ -68,7 +69,8 @@ def test_equals_the_product_with_the_weight_multiplied_out(name, isa):
         w = random_floats(name, n, k)
         tiled, values = choose.tile(w), w.dequantize()
         check(tiled)
-        assert values.tobytes() == (w.codes().view(FLOATS[w.format.levels]).astype("f4") * w._spread(w.scale_values())).tobytes()
+        levels = w.codes().view(FLOATS[w.format.levels]).astype("f4")
+        assert values.tobytes() == (levels * w._spread(w.scale_values())).tobytes()
         for tile_m in choose.row_blocks("dense", isa):
             x = random_inputs(-(-m // tile_m) * tile_m, k)
             y = np.full((len(x), tiled.padded_n), np.nan, np.float32)
@@ -88,11 +90,14 @@ def test_rows_of_a_table(name, isa):
 
 def test_the_interpreter_agrees_and_stays_inside_the_buffers():
     w = choose.tile(random_floats("e4m3-g32-e8m0", 33, 33))
-    step = matmul_dense.bind(w, random_inputs(2, 33), aligned((2, 64), np.float32), state(2), epilogue="store", tile_m=2)
+    x, y = random_inputs(2, 33), aligned((2, 64), np.float32)
+    step = matmul_dense.bind(w, x, y, state(2), epilogue="store", tile_m=2)
     step.launch.kernel.check(step.launch.args, step.count(2), **step.launch.static)
 
 
-@pytest.mark.parametrize(("name", "code"), [("e4m3-row", 0x7F), ("e4m3-row", 0xFF), ("e5m2-row", 0x7C), ("e5m2-row", 0xFE)])
+@pytest.mark.parametrize(
+    ("name", "code"), [("e4m3-row", 0x7F), ("e4m3-row", 0xFF), ("e5m2-row", 0x7C), ("e5m2-row", 0xFE)]
+)
 def test_codes_that_are_no_numbers_are_refused(name, code):
     with pytest.raises(FormatError, match="expected codes of numbers, got inf or nan"):
         QTensor.from_codes(catalog.find(name), np.array([[code]], np.uint8), np.ones((1, 1), np.float32))
