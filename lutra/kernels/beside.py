@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from lutra.compiler.language import Operand, Value, bitcast, convert, f16, f32, i32, load, loop, maximum, prefetch, u16
 from lutra.formats import scales
 from lutra.formats.format import Format
+from lutra.kernels.buffers import LINE_BYTES
 from lutra.kernels.tiles import CHUNK, PAIR
 from lutra.kernels.unpack import load_as
 
-LINE = 64  # bytes of a cache line
 # type of a stored scale -> type its bits are loaded as, where that is another
 LOADED_AS = {"e8m0": "u8", "e4m3": "u8"}
 
@@ -57,7 +57,7 @@ class Beside:
     def ask(self, pair: Value, group: Operand) -> None:
         """Ask for what the group has beside its codes; it may lie beyond this pair's groups: then in the next pair."""
         for name, size in self._sizes().items():
-            for line in range(0, size, LINE):
+            for line in range(0, size, LINE_BYTES):
                 prefetch(getattr(self, name), (pair * self.num_groups + group) * size + line, level=2)
 
     def _sizes(self) -> dict[str, int]:

@@ -51,11 +51,11 @@ from lutra.kernels import activations, tuned
 from lutra.kernels.activations import Activations
 from lutra.kernels.beside import Beside, Row, stored_chunk, terms_of
 from lutra.kernels.epilogue import finish_pair, outputs
+from lutra.kernels.interleave import Act, interleaved
 from lutra.kernels.levels import Levels, levels_of
 from lutra.kernels.plan import Plan
 from lutra.kernels.tiles import CHUNK, ROWS, TiledWeight
 
-Act = Callable[[], None]  # traces something when it is called
 VECTOR = 4 * ROWS  # bytes: one packed word of 16 rows
 PADDED = 16  # rows of activations that buffers hold a multiple of
 QUADS = CHUNK // 4  # operands in a chunk, each meeting 4 activations
@@ -309,16 +309,6 @@ def group_spans(first: Value, per_group: int, unroll: int) -> Spans:
     for chunk in loop(0, per_group, step):
         for i in range(step):
             yield first + (chunk + i), range(QUADS)
-
-
-def interleaved(acts: list[Act], asks: list[Act]) -> Iterator[Act]:
-    """All acts, and evenly between them the asks.
-
-    A core waits for few lines at once.  Asked for in a burst they hold its own loads up: 1 bit decodes a fifth slower.
-    """
-    for i, act in enumerate(acts):
-        yield act
-        yield from asks[i * len(asks) // len(acts) : (i + 1) * len(asks) // len(acts)]
 
 
 def scale_term(outs: list, sums: Sums, w: W, x: X, side: int, tile: int, group: Operand, term: Operand) -> None:
