@@ -8,11 +8,9 @@ choice: it is asked for them afterwards.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
@@ -22,7 +20,6 @@ from lutra.model.angles import cos_sin
 from lutra.model.config import ModelConfig
 
 CHUNK_ROWS = 2048  # tokens that go through a linear together
-AT_ONCE = 2  # chunks: while one is multiplied, the other has done what BLAS does not do
 SAMPLE_ROWS = 1024  # of the inputs, kept as they are
 KEEP_BYTES = 1 << 29  # of gated products; more are computed twice
 F64_MOST = 4096  # widest inputs whose products are summed in f64; beyond that f32, for the memory
@@ -53,8 +50,6 @@ class LayerReader(Protocol):
 
 
 Seen = Callable[[tuple[str, ...], Inputs], None]
-Make = Callable[[slice, list[int]], np.ndarray]  # rows of the residual, lengths of their windows -> f32 [rows, K]
-T = TypeVar("T")
 
 
 def cut(tokens: Sequence[int], count: int, length: int, bos_id: int | None) -> list[list[int]]:
@@ -103,103 +98,68 @@ class Stream:
         """Take the residual through one layer; `seen` is shown the inputs of its linears, stage by stage."""
         normed = self._normed(read, "attn_norm")
         if seen is not None:
-            seen(STAGES[0], self._collect(normed))
+            seen(STAGES[0], self._collect(normed(rows) for rows, _ in self.chunks))
         attended = self._attended(read, normed)
         if seen is not None:
-            seen(STAGES[1], self._collect(attended))
-        self._add(read, "o", attended)
+            seen(STAGES[1], self._collect(attended[rows] for rows, _ in self.chunks))
+        self._add(read, "o", (attended[rows] for rows, _ in self.chunks))
         del attended
         normed = self._normed(read, "ffn_norm")
         if seen is not None:
-            seen(STAGES[2], self._collect(normed))
-        keeps = seen is not None and len(self.x) * self.config.ffn_size * 4 <= KEEP_BYTES
-        kept = self._kept(self._gated(read, normed), self.config.ffn_size) if keeps else None
+            seen(STAGES[2], self._collect(normed(rows) for rows, _ in self.chunks))
+        gated: Iterable[np.ndarray] = self._gated(read, normed)
         if seen is not None:
-            seen(STAGES[3], self._collect(kept or self._gated(read, normed)))
-        self._add(read, "down", kept or self._gated(read, normed))
+            keeps = len(self.x) * self.config.ffn_size * 4 <= KEEP_BYTES
+            gated = list(gated) if keeps else gated
+            seen(STAGES[3], self._collect(gated))
+            gated = gated if keeps else self._gated(read, normed)
+        self._add(read, "down", gated)
 
-    def _normed(self, read: LayerReader, name: str) -> Make:
+    def _normed(self, read: LayerReader, name: str) -> Callable[[slice], np.ndarray]:
         weight = _present(read.vector(name))
-        return lambda rows, lengths: float_layer.norm(self.x[rows], weight, self.config.norm_eps)
+        return lambda rows: float_layer.norm(self.x[rows], weight, self.config.norm_eps)
 
-    def _attended(self, read: LayerReader, normed: Make) -> Make:
-        """Inputs of `o`, all made."""
+    def _attended(self, read: LayerReader, normed: Callable[[slice], np.ndarray]) -> np.ndarray:
         config = self.config
         weights = [(read.matrix(name), read.vector(f"{name}.bias")) for name in STAGES[0]]
         norms = read.vector("q_norm"), read.vector("k_norm")
         sub_norm = read.vector("attn_sub_norm")
-
-        def make(rows: slice, lengths: list[int]) -> np.ndarray:
-            x = normed(rows, lengths)
+        out = np.empty((len(self.x), config.num_heads * config.head_dim), np.float32)
+        for rows, lengths in self.chunks:
+            x = normed(rows)
             q, k, v = (_linear(x, weight, bias) for weight, bias in weights)
             attended = float_layer.attend(config, q, k, v, lengths, self.angles, norms)
-            return attended if sub_norm is None else float_layer.norm(attended, sub_norm, config.norm_eps)
+            out[rows] = attended if sub_norm is None else float_layer.norm(attended, sub_norm, config.norm_eps)
+        return out
 
-        return self._kept(make, config.num_heads * config.head_dim)
-
-    def _gated(self, read: LayerReader, normed: Make) -> Make:
-        """Inputs of `down`."""
+    def _gated(self, read: LayerReader, normed: Callable[[slice], np.ndarray]) -> Iterator[np.ndarray]:
+        """Inputs of `down`, chunk by chunk."""
         config, sub_norm = self.config, read.vector("ffn_sub_norm")
         gate, up = read.matrix("gate"), read.matrix("up")
-
-        def make(rows: slice, lengths: list[int]) -> np.ndarray:
-            x = normed(rows, lengths)
+        for rows, _ in self.chunks:
+            x = normed(rows)
             gated = float_layer.gate(config, x @ gate.T, x @ up.T)
-            return gated if sub_norm is None else float_layer.norm(gated, sub_norm, config.norm_eps)
+            yield gated if sub_norm is None else float_layer.norm(gated, sub_norm, config.norm_eps)
 
-        return make
-
-    def _add(self, read: LayerReader, name: str, inputs: Make) -> None:
+    def _add(self, read: LayerReader, name: str, inputs: Iterable[np.ndarray]) -> None:
         weight, bias = read.matrix(name), read.vector(f"{name}.bias")
+        for (rows, _), x in zip(self.chunks, inputs, strict=True):
+            self.x[rows] += _linear(x, weight, bias)
 
-        def add(rows: slice, lengths: list[int]) -> None:
-            self.x[rows] += _linear(inputs(rows, lengths), weight, bias)
-
-        for _ in self._each(add):
-            pass
-
-    def _kept(self, make: Make, k: int) -> Make:
-        """Make all chunks now, f32 [M, k] together."""
-        out = np.empty((len(self.x), k), np.float32)
-
-        def put(rows: slice, lengths: list[int]) -> None:
-            out[rows] = make(rows, lengths)
-
-        for _ in self._each(put):
-            pass
-        return lambda rows, lengths: out[rows]
-
-    def _each(self, work: Callable[[slice, list[int]], T]) -> Iterator[T]:
-        """Yield what is made of every chunk, in their order, a few on their way at a time."""
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            waiting: deque[Future[T]] = deque()
-            for chunk in self.chunks:
-                if len(waiting) == AT_ONCE:
-                    yield waiting.popleft().result()
-                waiting.append(pool.submit(work, *chunk))
-            while waiting:
-                yield waiting.popleft().result()
-
-    def _collect(self, inputs: Make) -> Inputs:
+    def _collect(self, chunks: Iterable[np.ndarray]) -> Inputs:
         """Sum up what passes by; every array is looked at once."""
-        total = len(self.x)
-        stride = -(-total // SAMPLE_ROWS)
-
-        def look(rows: slice, lengths: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            x = inputs(rows, lengths)
-            return x.T @ x, np.abs(x).sum(0, dtype=np.float64), x[-rows.start % stride :: stride].copy()
-
+        total, stride = len(self.x), -(-len(self.x) // SAMPLE_ROWS)
         hessian = mean = None
-        sample = []
-        for product, size, some in self._each(look):
+        sample, first = [], 0
+        for x in chunks:
             if hessian is None or mean is None:
-                k = len(size)
+                k = x.shape[1]
                 hessian = np.zeros((k, k), np.float64 if k <= F64_MOST else np.float32)
                 mean = np.zeros(k)
-            hessian += product
-            mean += size
-            sample.append(some)
-            del product  # a large one, while the next two are on their way
+            hessian += x.T @ x
+            mean += np.abs(x).sum(0, dtype=np.float64)
+            sample.append(x[-first % stride :: stride].copy())
+            first += len(x)
         assert hessian is not None and mean is not None
         hessian /= total
         return Inputs(hessian, (mean / total).astype(np.float32), np.concatenate(sample))

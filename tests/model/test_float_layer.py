@@ -93,8 +93,7 @@ def test_a_sample_is_evenly_spaced(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = object.__new__(calibrate.Stream)
     stream.x = np.zeros((10, 1), np.float32)
     rows = np.arange(10, dtype=np.float32)[:, None]
-    stream.chunks = [(slice(start, start + 4), [4]) for start in (0, 4, 8)]
-    inputs = stream._collect(lambda chunk, lengths: rows[chunk])
+    inputs = stream._collect(rows[start : start + 4] for start in (0, 4, 8))
     assert inputs.sample[:, 0].tolist() == [0, 3, 6, 9] and inputs.mean.tolist() == [4.5]
     assert inputs.hessian[0, 0] == pytest.approx(28.5)
 
