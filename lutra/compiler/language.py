@@ -12,7 +12,7 @@ of every operation stands in instructions.py; interpret.py executes it.
 The last positional parameter, `task`, numbers the piece of work this call does; pieces are independent and may run
 in any order on any thread.  Keyword-only parameters are Python values fixed per specialisation.
 
-Floats: every multiply and every add rounds on its own; nothing is fused or reordered, on any CPU.
+Floats: every multiply and every add rounds on its own, but in `fma`; nothing else is fused or reordered, on any CPU.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from lutra import debug
 from lutra.compiler import jit, runtime
 from lutra.compiler.host import architecture
 from lutra.compiler.kernel import Launch
-from lutra.errors import CapacityError
+from lutra.errors import CapacityError, KernelError
 
 _EPOCHS = np.zeros(1, np.int64)  # runs of all programs in this process
 
@@ -90,7 +90,7 @@ class Workers:
         self._lines: dict[int, np.ndarray] = {}  # of programs: a thread that wakes late may still look at any of them
         self._turn = threading.Lock()  # two runs at once would share an epoch
         self._helpers = [
-            threading.Thread(target=_work, args=(self._control, i), daemon=True, name=f"lutra-{i}")
+            threading.Thread(target=_work, args=(self._control, self._lines, i), daemon=True, name=f"lutra-{i}")
             for i in range(1, threads)
         ]
         self.close = weakref.finalize(self, _stop, self._control, self._helpers, os.getpid())
@@ -112,7 +112,8 @@ class Workers:
             self._run(self._address, program.address, num_rows)
 
 
-def _work(control: np.ndarray, index: int) -> None:
+def _work(control: np.ndarray, lines: dict[int, np.ndarray], index: int) -> None:
+    """A helper's life.  It holds the lines of programs, and may look at them when the workers have been dropped."""
     worker = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(_runtime()["lutra_worker"])
     worker(int(control.ctypes.data), index)
 
@@ -137,10 +138,13 @@ def _lines(count: int) -> np.ndarray:
 
 
 class Program:
-    """The recorded launches of one engine step, and the buffers they are bound to."""
+    """The recorded launches of one engine step, and the buffers they are bound to.
 
-    def __init__(self, steps: Sequence[Step]):
-        self.steps = list(steps)
+    max_rows   that the buffers have room for; None where they are not told by rows
+    """
+
+    def __init__(self, steps: Sequence[Step], max_rows: int | None = None):
+        self.steps, self.max_rows = list(steps), max_rows
         self.lines = _lines(1 + runtime.LINES * len(self.steps))
         self.lines[0] = len(self.steps)
         records = self.lines[runtime.LINE :].reshape(len(self.steps), runtime.LINES * runtime.LINE)
@@ -154,7 +158,12 @@ class Program:
         self.address = int(self.lines.ctypes.data)
 
     def run(self, workers: Workers, num_rows: int) -> None:
-        """Run all launches for `num_rows` rows; LUTRA_DEBUG=interpret and =time run them one by one."""
+        """Run all launches for `num_rows` rows; LUTRA_DEBUG=interpret and =time run them one by one.
+
+        raises   KernelError   more rows than max_rows
+        """
+        if self.max_rows is not None and num_rows > self.max_rows:
+            raise KernelError(f"expected at most {self.max_rows} rows, got {num_rows}; record a program for more")
         if debug.enabled("interpret"):
             for step in self.steps:
                 step.launch.interpret(step.count(num_rows))

@@ -6,6 +6,7 @@ import numpy as np
 
 from lutra import fused
 
+PADDED = 32  # columns of a dense weight come in blocks of so many
 PARTIALS = 4  # strided sums of a dense product: enough independent adds to hide their latency
 NUM_LANES = 16  # partial sums, whatever the vector width: one AVX-512 register, two AVX2, four NEON or SSE
 
@@ -50,10 +51,10 @@ def dense_spec(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     [[20.0]]
     """
     partial = np.zeros((PARTIALS, len(x), len(w)), np.float32)
-    wide = w.astype(np.float32)
+    padding = [(0, 0), (0, -x.shape[1] % PADDED)]  # with zeros, as stored weights are: they make 0 of a sum of -0
+    x, wide = np.pad(x, padding), np.pad(w.astype(np.float32), padding)
     for k in range(0, x.shape[1], PARTIALS):
         several = slice(k, k + PARTIALS)
-        count = len(x.T[several])
-        partial[:count] = fused.fma(x.T[several, :, None], wide.T[several, None, :], partial[:count])
+        partial = fused.fma(x.T[several, :, None], wide.T[several, None, :], partial)
     p0, p1, p2, p3 = partial
     return np.asarray((p0 + p2) + (p1 + p3))

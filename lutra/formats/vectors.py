@@ -124,13 +124,7 @@ class VectorWeight:
         _check(form, "scales", self.scales, np.float32, (n, 1))
         if not np.isfinite(self.scales).all():
             raise FormatError(f"{form.name}: scales: expected finite values, got inf or nan; the weight is damaged")
-        wide = self.books.astype(np.int32)
-        if np.abs(wide).sum(-1).max() > MAX_MAGNITUDE:
-            raise FormatError(f"{form.name}: books: expected centroids whose magnitudes add up to {MAX_MAGNITUDE} at "
-                              f"most, got {np.abs(wide).sum(-1).max()}; make the scales larger")  # fmt: skip
-        if wide.max(1).sum(0).max() > 127 or wide.min(1).sum(0).min() < -128:
-            raise FormatError(f"{form.name}: books: expected levels that add up to -128 .. 127, got more; "
-                              "make the scales larger")  # fmt: skip
+        check_levels(self.books)
 
     @property
     def nbytes(self) -> int:
@@ -163,9 +157,22 @@ class VectorWeight:
 
     @staticmethod
     def concat(weights: Sequence[VectorWeight]) -> VectorWeight:
-        """Stack weights of one format, one K and the same books along N."""
+        """Stack weights of one format, one K and the same books along N; FormatError for others."""
+        kinds = {(w.format, w.shape[1], w.books.tobytes()) for w in weights}
+        if len(kinds) > 1:
+            raise FormatError(f"expected weights of one format, K and books, got {len(kinds)}; keep them apart")
         indices, scales = (np.concatenate([getattr(w, name) for w in weights]) for name in ("indices", "scales"))
         return replace(weights[0], shape=(len(indices), weights[0].shape[1]), indices=indices, scales=scales)
+
+
+def check_levels(books: np.ndarray) -> None:
+    """Refuse books int8 [T, 256, length] beyond the bounds above: FormatError."""
+    wide = books.astype(np.int32)
+    if np.abs(wide).sum(-1).max() > MAX_MAGNITUDE:
+        raise FormatError(f"books: expected centroids whose magnitudes add up to {MAX_MAGNITUDE} at most, got "
+                          f"{np.abs(wide).sum(-1).max()}; make the scales larger")  # fmt: skip
+    if wide.max(1).sum(0).max() > 127 or wide.min(1).sum(0).min() < -128:
+        raise FormatError("books: expected levels that add up to -128 .. 127, got more; make the scales larger")
 
 
 def build_tables(xq: np.ndarray, books: np.ndarray) -> np.ndarray:

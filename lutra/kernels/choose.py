@@ -14,7 +14,7 @@ import numpy as np
 
 from lutra.compiler import targets
 from lutra.compiler.launch import Step
-from lutra.errors import FormatError
+from lutra.errors import FormatError, KernelError
 from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
 from lutra.formats.vectors import VectorFormat, VectorWeight
@@ -156,7 +156,9 @@ def bind(
     isa: str | None = None,
 ) -> Step:
     """y = epilogue(x @ weight.T) by the weight's family; arguments as in matmul_mad.bind and matmul_dense.bind."""
-    family = FAMILIES[weight.order]
+    family = FAMILIES.get(weight.order)
+    if family is None:
+        raise KernelError(f"expected an order of {', '.join(FAMILIES)}, got {weight.order}; bind it with choose.steps")
     step: Step = family.bind(weight, x, y, state, epilogue=epilogue, bias=bias, column=column, tile_m=tile_m, isa=isa)
     return step
 

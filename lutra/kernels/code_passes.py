@@ -212,13 +212,16 @@ def gather(
                             word = load(room.words, at)
                             for i in range(kind.per_byte):
                                 acc[i].add(part, codes[i], word, kind)
+                totals = []
                 for h, (query, acc) in enumerate(zip(queries, accs, strict=True)):
                     unit = splat(load(room.units, (own + h) * STRIDES + step), NUM_LANES)
                     first = item.part(slot + h, query, piece) + (1 + NUM_SUMS) * NUM_LANES
                     for i in range(kind.per_byte):
                         for j, found in enumerate(acc[i].values()):
                             at = first + ((vector + j) * kind.per_byte + i) * NUM_LANES
-                            store(room.parts, at, load(room.parts, at, NUM_LANES) + found * unit)
+                            totals.append((at, load(room.parts, at, NUM_LANES) + found * unit))
+                for at, total in totals:  # all are loaded by now: queries that fill a tile share the last one's record
+                    store(room.parts, at, total)
 
 
 def _fetch(codes: Value, at: Value, ahead: int) -> Value:

@@ -132,7 +132,6 @@ def split_spec(stored: np.ndarray, kind: Codes) -> np.ndarray:
     return np.stack([stored >> np.uint8(kind.bits * i) & np.uint8(kind.levels) for i in range(kind.per_byte)])
 
 
-
 # ---- in kernels ------------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +146,7 @@ def low_integers(v: Value, inverse: Value) -> Value:
 
 
 def signed_bytes(whole: Value, parts: int) -> list[Value]:
-    """The bytes of integers as cache.integers_spec cuts them, the highest first; bits above theirs do not matter."""
+    """The bytes of integers as integers_spec cuts them, the highest first; bits above theirs do not matter."""
     low = convert(whole, i8)
     return [low] if parts == 1 else [convert((whole + 128) >> 8, i8), low]
 

@@ -145,6 +145,8 @@ def check(weight: TiledWeight) -> None:
             raise _wrong(name, f"{num_bytes} bytes", array.nbytes)
         if array.ctypes.data % LINE_BYTES:
             raise _wrong(name, "an address on a cache line", f"one {array.ctypes.data % LINE_BYTES} bytes behind it")
+    if isinstance(format, VectorFormat):
+        tiles_vector.check_books(weight)
 
 
 def _wrong(field: str, expected: str, got: object) -> FormatError:

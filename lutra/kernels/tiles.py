@@ -40,7 +40,7 @@ DENSE_DTYPES: dict[Any, str] = {
 class TiledWeight:
     """A weight [N, K] in the order of one kernel family; all arrays are flat bytes, 64-byte aligned.
 
-    order      "mad" | "lut" | "trit5" | "dense"
+    order      "mad" | "lut" | "trit5" | "vector" | "dense"
     format     what the codes mean; None for dense arrays
     dtype      "f32" | "f16" | "bf16" for dense without a format, else ""
     n, k       true sizes

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lutra.formats.vectors import CENTROIDS, VectorFormat, VectorWeight
+from lutra.errors import FormatError
+from lutra.formats.vectors import CENTROIDS, VectorFormat, VectorWeight, check_levels
 from lutra.kernels.buffers import aligned
 from lutra.kernels.tiles import PAIR, ROWS, TiledWeight, interleave_pairs, interleave_rows, round_up
 
@@ -73,6 +74,21 @@ def _tiled(weight: VectorWeight, indices: np.ndarray, scales: np.ndarray, books:
         "vector", weight.format, "", n, k, round_up(n, PAIR), weight.format.padded_k(k), codes=codes.reshape(-1),
         scales=interleave_pairs(np.pad(scales, ((0, padded - n), (0, 0)))), zeros=none, mins=none, books=found,
     )  # fmt: skip
+
+
+def check_books(weight: TiledWeight) -> None:
+    """Refuse books of no VectorWeight, and books whose two forms differ.
+
+    raises   FormatError
+    """
+    form = weight.format
+    assert isinstance(form, VectorFormat)
+    for side in weight.books.reshape(-1, form.terms, book_bytes(form)):
+        levels = (side[:, -form.length * PLACE_BYTES :] ^ np.uint8(128)).view(np.int8)  # places last
+        books = levels.reshape(form.terms, form.length, CENTROIDS).transpose(0, 2, 1)
+        if any(_stored(book).tobytes() != both.tobytes() for book, both in zip(books, side, strict=True)):
+            raise FormatError("books: expected the same levels in parts and places, got others; pack the model again")
+        check_levels(books)
 
 
 def _stored(book: np.ndarray) -> np.ndarray:

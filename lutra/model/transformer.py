@@ -79,15 +79,16 @@ class Transformer:
 
     @cached_property
     def prefill_program(self) -> Program:
-        return Program(self._recorder(self.chunk).layers())
+        return Program(self._recorder(self.chunk).layers(), self.chunk)
 
     @cached_property
     def stage_programs(self) -> list[Program]:
-        return [Program(stage) for stage in self._recorder(self.chunk).stages()]
+        return [Program(stage, self.chunk) for stage in self._recorder(self.chunk).stages()]
 
     @cached_property
     def head_program(self) -> Program:
-        return Program(self._recorder(self.buffers.head_rows).head())
+        rows = self.buffers.head_rows
+        return Program(self._recorder(rows).head(), rows)
 
     def batch_program(self, rows: int) -> Program:
         """Layers and head of `rows` rows in one program; `run_batch` runs it.
@@ -95,7 +96,7 @@ class Transformer:
         More than one row needs all_logits.
         """
         recorder = self._recorder(rows)
-        return Program(recorder.layers() + recorder.head())
+        return Program(recorder.layers() + recorder.head(), rows)
 
     def run_batch(self, program: Program, tokens: Sequence[int], position: int) -> np.ndarray:
         """Run tokens that start at `position` in one native call; return the logits after each, f32 [len, vocab]."""

@@ -16,7 +16,7 @@ from lutra.compiler.host import architecture
 from lutra.compiler.kernel import kernel
 from lutra.compiler.language import Pointer, const, f32, i64, load, loop, store, var
 from lutra.compiler.launch import Program, Step, Workers, next_streams
-from lutra.errors import CapacityError
+from lutra.errors import CapacityError, KernelError
 
 
 @kernel
@@ -48,6 +48,12 @@ def test_every_task_runs_once_and_in_order(threads, tasks, rows, num_rows):
 def test_step_counts_tasks_by_row_blocks():
     steps, _ = _chain(1, 5, 8)
     assert [steps[0].count(n) for n in (1, 8, 9, 16)] == [5, 5, 10, 10]
+
+
+def test_more_rows_than_there_is_room_for_are_refused():
+    steps, _ = _chain(1, 1, 1)
+    with pytest.raises(KernelError, match="expected at most 2 rows, got 3"):
+        Program(steps, max_rows=2).run(Workers(1), 3)
 
 
 def test_programs_alternate_while_helpers_lag():

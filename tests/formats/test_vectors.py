@@ -1,6 +1,7 @@
 """Vector codebooks by hand, and their two roads to the same bits."""
 
 import doctest
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,6 +67,8 @@ def test_rows_and_stacks():
     w = random_vectors(form("vectors8x2"), 12, 64)
     parts = [w.rows(slice(0, 5)), w.rows([5, 6]), w.rows(slice(7, None))]
     assert np.array_equal(VectorWeight.concat(parts).dequantize(), w.dequantize())
+    with pytest.raises(FormatError, match="one format, K and books"):
+        VectorWeight.concat([w, replace(w, books=-w.books)])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -44,6 +44,17 @@ def test_the_order_of_the_sum_is_the_meaning():
     assert matmul_dense.dense_spec(row, np.ones((1, 12), np.float32))[0, 0] == 1
 
 
+def test_the_columns_that_fill_a_block_make_0_of_minus_0():
+    """A product of -1e-60 rounds to -0, and adding 0 to that gives 0: in NumPy as in the kernel."""
+    x, w = np.full((1, 4), 1e-30, np.float32), np.full((1, 4), -1e-30, np.float32)
+    assert not np.signbit(matmul_dense.dense_spec(x, w)).any()
+    assert np.signbit(matmul_dense.dense_spec(np.tile(x, 8), np.tile(w, 8))).all()  # nothing to fill
+    padded, y = aligned((1, 32), np.float32), aligned((1, 64), np.float32)
+    padded[:, :4] = x
+    run(matmul_dense.bind(tile_dense(w), padded, y, state(1), epilogue="store", tile_m=1), 1)
+    assert not np.signbit(y[0, 0])
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equals_the_specification(dtype, isa):

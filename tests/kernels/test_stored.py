@@ -54,6 +54,17 @@ def test_dense_sizes(dtype):
         stored.check(tile_dense(np.ones((n, k), dtype)))
 
 
+def test_books_keep_their_bounds_and_agree():
+    weight = tile_vector(random_vectors(VectorFormat(8), 40, 64))
+    stored.check(weight)
+    loud = dataclasses.replace(weight, books=np.full_like(weight.books, 255))  # 127 in all eight places
+    with pytest.raises(FormatError, match="add up to 258"):
+        stored.check(loud)
+    weight.books[0] ^= 1  # in a part only
+    with pytest.raises(FormatError, match="parts and places"):
+        stored.check(weight)
+
+
 def tiled(name: str = "planes4-g32-zeros", order: str = "mad") -> TiledWeight:
     return choose.tile(random_weight(catalog.find(name), 40, 96), order=order)
 
