@@ -45,8 +45,7 @@ def describe_kernel(name: str, stages: Sequence[str] = STAGES) -> str:
         *(f"  also      {other.name} {specialisation(read_meta(other))}" for other in others),
     ]
     for stage in stages:
-        path = newest / jit.STAGES[stage]
-        lines += ["", f"; {stage}: {path}", path.read_text("utf-8")]
+        lines += ["", f"; {stage} of {newest}", jit.read_stage(newest, stage)]
     return "\n".join(lines)
 
 

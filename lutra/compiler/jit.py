@@ -1,7 +1,8 @@
 """Machine code for kernels: LLVM, an on-disk cache that can be read, and the linker of this process.
 
-One folder per specialised kernel holds its IR, LLVM text, assembly, object and meta.json.  The folder's name is a
-digest of everything the code depends on; a second process loads the object without tracing or compiling.
+One folder per specialised kernel holds its IR, LLVM text, object and meta.json.  The folder's name is a digest of
+everything the code depends on; a second process loads the object without tracing or compiling.  Assembly takes half as
+long again as the object, and is made of the LLVM text when somebody asks for it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import llvmlite
 import llvmlite.binding as llvm
 
 from lutra import debug
-from lutra.compiler import cost
+from lutra.compiler import cost, targets
 from lutra.compiler.check import check
 from lutra.compiler.codegen import native_machine, optimise
 from lutra.compiler.emit_llvm import emit
@@ -48,10 +49,10 @@ class Compiled:
 
     def text(self, stage: str) -> str:
         """One of the artefacts: 'ir', 'llvm', 'asm' or 'meta'."""
-        return (self.folder / STAGES[stage]).read_text()
+        return read_stage(self.folder, stage)
 
 
-STAGES = {"ir": "ir.txt", "llvm": "kernel.ll", "asm": "kernel.s", "meta": "meta.json"}
+STAGES = {"ir": "ir.txt", "llvm": "kernel.ll", "meta": "meta.json"}
 _OBJECT = "kernel.o"
 
 
@@ -149,7 +150,7 @@ def build(function: Function, digest: str, target: Target) -> Compiled:
     started = time.perf_counter()
     machine = native_machine(target)
     module = optimise(text, machine)
-    code, assembly = machine.emit_object(module), machine.emit_assembly(module)
+    code = machine.emit_object(module)
     compile_ms = (time.perf_counter() - started) * 1e3
     meta = {
         "kernel": function.name,
@@ -162,10 +163,19 @@ def build(function: Function, digest: str, target: Target) -> Compiled:
         "cost": cost.count(function),
         "object_sha256": hashlib.sha256(code).hexdigest(),
     }
-    stages = {"ir": to_text(function), "llvm": str(module), "asm": assembly, "meta": json.dumps(meta, indent=1)}
+    stages = {"ir": to_text(function), "llvm": str(module), "meta": json.dumps(meta, indent=1)}
     folder = cache_folder() / f"{function.name}-{target.isa}-{digest}"
     _store(folder, {**{STAGES[stage]: body.encode() for stage, body in stages.items()}, _OBJECT: code})
     return Compiled(symbol, _link(symbol, code), folder, target.isa, function.stores)
+
+
+def read_stage(folder: Path, stage: str) -> str:
+    """One of the artefacts of a kernel's folder: 'ir', 'llvm', 'asm' or 'meta'."""
+    if stage != "asm":
+        return (folder / STAGES[stage]).read_text("utf-8")
+    target = targets.choose(json.loads(read_stage(folder, "meta"))["isa"])
+    assembly: str = native_machine(target).emit_assembly(llvm.parse_assembly(read_stage(folder, "llvm")))
+    return assembly
 
 
 def show(compiled: Compiled) -> None:
