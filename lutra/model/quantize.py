@@ -13,7 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lutra.errors import FileError, RequestError
-from lutra.files import open_model, saved
+from lutra.files import lock, open_model, saved
 from lutra.files.door import check_apart, refusal
 from lutra.files.model_file import ModelFile
 from lutra.files.names import LINEARS
@@ -89,7 +89,8 @@ def quantize(
     target   a name that ends in .safetensors
     text     to calibrate on, None for methods that do not
     raises   FormatError    a format there is not, or that no method writes; weights that are not finite
-             RequestError   a method there is not, one that needs a text and has none, a target without the suffix
+             RequestError   a method there is not, one that needs a text and has none, a target without the suffix, or
+                            one that another run is writing
              FileError      the source is no model lutra runs, or the target cannot be written
     """
     target = Path(target).expanduser()
@@ -98,14 +99,15 @@ def quantize(
     source = Path(source).expanduser()
     check_apart(source, target)
     job = Job.of(source, target, recipe, text, threads)
-    job.prepare()
-    total = job.config.num_layers + 2
-    progress("embedding and head", 0, total)
-    job.once(OUTSIDE, job.outside)
-    for index, write in enumerate(job.layers()):
-        progress(f"layer {index + 1} of {job.config.num_layers}", index + 1, total)
-        write()
-    job.finish(progress)
+    with job.alone():
+        job.prepare()
+        total = job.config.num_layers + 2
+        progress("embedding and head", 0, total)
+        job.once(OUTSIDE, job.outside)
+        for index, write in enumerate(job.layers()):
+            progress(f"layer {index + 1} of {job.config.num_layers}", index + 1, total)
+            write()
+        job.finish(progress)
     return job.summary()
 
 
@@ -154,14 +156,29 @@ class Job:
         """Where work in progress lies."""
         return work_folder(self.target)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Have the folder for this run: layers of two would mix.  Raises RequestError, FileError."""
+        with ExitStack() as stack:
+            with self._writable():
+                stack.enter_context(lock.held(self.folder, str(self.target)))
+            yield
+
     def prepare(self) -> None:
-        """Make the folder, or keep what lies there if it is of the same job.  Raises FileError."""
+        """Empty the folder, or keep what lies there if it is of the same job.  Raises FileError."""
         stated = json.dumps(self._identity(), indent=1)
-        try:
-            if not self.folder.is_dir() or _text(self.folder / JOB) != stated:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                self.folder.mkdir()
+        with self._writable():
+            if _text(self.folder / JOB) != stated:
+                for path in self.folder.iterdir():
+                    if path.name != lock.LOCK:
+                        path.unlink()
                 (self.folder / JOB).write_text(stated, encoding="utf-8")
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        """Say in one line what the system has against the folder."""
+        try:
+            yield
         except OSError as error:
             raise refusal(self.target, "file", "a folder that can be written to", error.strerror or "an error",
                           "name another place") from None  # fmt: skip

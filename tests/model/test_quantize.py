@@ -116,6 +116,22 @@ def test_another_job_starts_anew(change: dict[str, Any], llama: Path, tmp_path: 
     assert target.read_bytes() == wanted.read_bytes()
 
 
+def test_two_runs_do_not_mix_their_layers(llama: Path, tmp_path: Path) -> None:
+    target, wanted, refused = tmp_path / "m.safetensors", tmp_path / "wanted.safetensors", []
+
+    def progress(label: str, done: int, total: int) -> None:
+        if label.startswith("layer"):
+            with pytest.raises(RequestError, match="m.safetensors to be written by one run at a time") as error:
+                run(llama, target, Recipe("planes2-g32-mins"))
+            refused.append(str(error.value))
+
+    run(llama, target, Recipe(FOUR), progress)
+    run(llama, wanted, Recipe(FOUR))
+    assert len(refused) == 2 and all("\n" not in text for text in refused)
+    assert target.read_bytes() == wanted.read_bytes() and sorted(tmp_path.iterdir()) == [target, wanted]
+    run(llama, target, Recipe("planes2-g32-mins"))  # and it is free again
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_decide_nothing(threads: int, llama: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
