@@ -16,6 +16,7 @@ from lutra.files import open_model, saved
 from lutra.formats import catalog
 from lutra.formats.qtensor import QTensor
 from lutra.model import calibrate
+from lutra.model import quantize as quantize_module
 from lutra.model.quantize import Summary, quantize
 from lutra.model.recipe import Recipe
 from lutra.quantize.methods import METHODS
@@ -114,6 +115,17 @@ def test_another_job_starts_anew(change: dict[str, Any], llama: Path, tmp_path: 
     run(llama, target, replace(CALIBRATED, **change))
     run(llama, wanted, replace(CALIBRATED, **change))
     assert target.read_bytes() == wanted.read_bytes()
+
+
+def test_another_version_starts_anew(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "m.safetensors"
+    with pytest.raises(ZeroDivisionError):
+        run(llama, target, Recipe(FOUR), _stop_at_writing(ZeroDivisionError))
+    written, plain = [], saved.write
+    monkeypatch.setattr(saved, "write", lambda path, *rest: (written.append(path.name), plain(path, *rest)))
+    monkeypatch.setattr(quantize_module, "__version__", "0.0.1")
+    run(llama, target, Recipe(FOUR))
+    assert written == ["outside.safetensors", "layer-0000.safetensors", "layer-0001.safetensors"]
 
 
 def test_two_runs_do_not_mix_their_layers(llama: Path, tmp_path: Path) -> None:
