@@ -199,6 +199,8 @@ def test_fp8_in_blocks(tmp_path, n, k):
 @pytest.mark.parametrize("change", [
     {"weight": np.full((N, K), np.nan).astype(ml_dtypes.float8_e4m3fn)}, {"weight": np.zeros((N, K), np.float16)},
     {"weight": write.e4m3(FP8_VALUES).reshape(-1)}, {"weight_scale": np.ones((3, 5), np.float32)},
+    {"weight_scale": np.ones((1, N), np.float32)}, {"weight_scale": np.ones((2, N // 2), np.float32)},
+    {"weight_scale": np.ones((0, 1), np.float32)}, {"weight": np.zeros((0, K), ml_dtypes.float8_e4m3fn)},
     {"weight_scale": np.ones((N, 1), np.int32)}, {"weight_scale": np.full((N, 1), np.inf, np.float32)},
     {"weight_scale": np.full((N, 1), 1e38, np.float32)},
 ])  # fmt: skip
@@ -206,6 +208,17 @@ def test_fp8_that_means_nothing_is_refused(tmp_path, change):
     tensors = {"weight": write.e4m3(FP8_VALUES), "weight_scale": np.ones((N, 1), np.float32)} | change
     with pytest.raises(FileError, match=r"expected .*got .*; "):
         read(tmp_path, tensors, {"quant_method": "modelopt", "quant_algo": "FP8"})
+
+
+@pytest.mark.parametrize("config", [
+    {"quant_method": "fp8"}, {"quant_method": "fp8", "weight_block_size": None},
+    {"quant_method": "fp8", "weight_block_size": [128, None]}, {"quant_method": "modelopt", "quant_algo": None},
+    {"quant_method": "modelopt", "quantization": None}, {"quant_method": "modelopt", "quantization": {}},
+    {"quant_method": "modelopt", "quant_algo": ["FP8"]}, {"quant_method": None},
+])  # fmt: skip
+def test_nulls_in_what_config_json_says_are_refused(tmp_path, config):
+    with pytest.raises(FileError, match=r"expected .*got .*; "):
+        read(tmp_path, {"weight": write.e4m3(FP8_VALUES), "weight_scale": np.ones((N, 1), np.float32)}, config)
 
 
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
@@ -276,6 +289,24 @@ def test_fp4_with_scales_quantised_again(tmp_path):
     tensors = write.bitsandbytes(codes, np.zeros((N, K // 64)), FP4_BNB, "fp4", nested=(inner, table, outer, offset))
     absmax = (table[inner] * np.float32(0.25) + np.float32(offset)).reshape(N, -1)
     assert np.array_equal(read(tmp_path, tensors, BNB), FP4_BNB[codes] * np.repeat(absmax, 64, axis=1))
+
+
+@pytest.mark.parametrize("change", [{"shape": None}, {"shape": [N, None]}, {"shape": [N, float(K)]}, {"shape": [N]},
+                                    {"blocksize": None}, {"blocksize": True}, {"nested_offset": None}])
+def test_a_state_with_nulls_is_refused(tmp_path, change):
+    name = "weight.quant_state.bitsandbytes__nf4"
+    tensors = write.bitsandbytes(np.zeros((N, K), np.uint8), np.ones((N, K // 64), np.float32), NF4, "nf4")
+    text = json.dumps(json.loads(tensors[name].tobytes()) | change)
+    with pytest.raises(FileError, match="quant_state: expected shape"):
+        read(tmp_path, tensors | {name: np.frombuffer(text.encode(), np.uint8)}, BNB)
+
+
+@pytest.mark.parametrize("largest", [np.inf, np.nan, 3e38])
+def test_values_multiplied_out_are_finite(tmp_path, largest):
+    absmax = np.full((N, K // 64), largest, np.float32)
+    tensors = write.bitsandbytes(np.full((N, K), 3, np.uint8), absmax, 12 * FP4_BNB, "fp4")
+    with pytest.raises(FileError, match="expected finite values"):
+        read(tmp_path, tensors, BNB)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])

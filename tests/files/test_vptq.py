@@ -1,12 +1,15 @@
 """VPTQ folders, written from the layout's description, are the sums of their vectors, rounded to int8."""
 
 import json
+import tracemalloc
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from lutra.errors import FileError
 from lutra.files import open_model
+from lutra.files.methods import vptq
 from lutra.formats.qtensor import QTensor
 from tests.files import checkpoint_writers as write
 from tests.files.safetensors_writer import write_safetensors
@@ -82,6 +85,41 @@ def stated(**changes):
     return tensors | changes
 
 
+def test_a_scale_of_one_column_does_not_scale_rows(tmp_path):
+    """N = K: both readings would have a shape that fits."""
+    rng = np.random.default_rng(0)
+    tensors = write.vptq(rng.integers(0, 16, (1, 8, 64)), rng.random((1, 16, 8), np.float32),
+                         scale=np.ones((64, 1), np.float16))  # fmt: skip
+    with pytest.raises(FileError, match="weight_scale: expected floats"):
+        read(tmp_path, tensors, config())
+
+
+def test_less_than_a_quarter_of_a_bit_is_refused(tmp_path):
+    """Two vectors of 32 weights are 1 bit for 32; of 4 they are the least that is read."""
+    tensors = {"indices": np.zeros((1, 4, 4), np.int32), "centroids.weight": np.ones((1, 64), np.float32)}
+    with pytest.raises(FileError, match="indices: expected at least 1/4 bit for a weight, got 1 for 32 weights"):
+        read(tmp_path, tensors, config(32))
+    tensors["centroids.weight"] = np.ones((1, 8), np.float32)
+    assert np.array_equal(read(tmp_path, tensors, config(4)), np.ones((16, 128)))
+
+
+def test_what_is_read_takes_memory_near_its_own_size(tmp_path, monkeypatch):
+    """Blocks of rows, the last one short: the same values, and not the 20 times the result that all at once took."""
+    rng, length = np.random.default_rng(0), 8
+    tensors = write.vptq(rng.integers(0, 256, (2, 67, 256)), rng.random((2, 256, length)).astype(ml_dtypes.bfloat16),
+                         perm=rng.permutation(512), scale=rng.random(512).astype(ml_dtypes.bfloat16))  # fmt: skip
+    layout = vptq.layouts(config(length))[0]
+    monkeypatch.setattr(vptq, "BLOCK", 67 * length * 512)
+    whole = layout.read(tensors)
+    monkeypatch.setattr(vptq, "BLOCK", 4 * length * 512)
+    tracemalloc.start()
+    got = layout.read(tensors)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(got.packed, whole.packed) and np.array_equal(got.scales, whole.scales)
+    assert peak < 6 * got.nbytes
+
+
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
@@ -92,6 +130,14 @@ def stated(**changes):
         (stated(perm=np.zeros(64, np.int16)), "perm: expected each"),
         (stated(perm=np.arange(63, dtype=np.int16)), "words"),
         (stated(weight_scale=np.full(64, np.nan, np.float16)), "finite"),
+        (stated(weight_scale=np.ones((64, 1), np.float16)), "weight_scale: expected floats"),
+        (stated(weight_bias=np.ones((1, 64), np.float32)), "weight_bias: expected floats"),
+        (stated(weight_scale=np.ones(64, np.int32)), "weight_scale: expected floats"),
+        (stated(weight_bias=np.ones(1, np.float32)), "weight_bias: expected floats"),
+        (stated(weight_bias=np.ones(0, np.float32)), "weight_bias: expected floats"),
+        (stated(perm=np.arange(64, dtype=np.int16).reshape(64, 1)), "perm: expected whole"),
+        (stated(perm=np.arange(64, dtype=np.float32)), "perm: expected whole"),
+        (stated(perm=np.zeros(0, np.int16)), "words"),
         (stated(**{"centroids.weight": np.ones((1, 121), np.float32)}), "vectors of 8"),
         (stated(**{"centroids.weight": np.ones((2, 120), np.float32)}), "in 1 books"),
         (stated(**{"res_centroids.weight": np.ones((1, 8 * 64), np.float32)}), "not the longer"),
@@ -113,6 +159,9 @@ def test_damaged_folders(tmp_path, tensors, words):
         (config(vector_lens=[-1, 1 << 40]), "vector_lens"),
         (config(vector_lens="8"), "vector_lens"),
         (config(vector_lens=[]), "vector_lens"),
+        (config(vector_lens=None), "vector_lens"),
+        (config(vector_lens=[-1, None]), "vector_lens"),
+        (config(vector_lens=[-1, True]), "vector_lens"),
         ({"config_for_layers": {"a": {"vector_lens": [-1, 8]}, "b": {"vector_lens": [-1, 4]}}}, "vector_lens"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -61,9 +61,10 @@ def _state(parts: Parts) -> State:
         raw = None
     raw = raw if isinstance(raw, dict) else {}
     shape, block, nested = raw.get("shape"), raw.get("blocksize"), raw.get("nested_blocksize", 256)
-    sizes = [*shape, block, nested] if isinstance(shape, list) and len(shape) == 2 else [None]
+    stated = [*shape, block, nested] if isinstance(shape, list) and len(shape) == 2 else []
+    sizes = [size for size in stated if type(size) is int and 0 < size < 1 << 31]
     offset = raw.get("nested_offset", 0.0)  # an int of any length would not fit a float; writers give none
-    if not all(type(size) is int and 0 < size < 1 << 31 for size in sizes) or type(offset) is not float:
+    if len(sizes) != 4 or type(offset) is not float:
         raise FormatError(f"quant_state: expected shape [N, K], blocksize and nested_offset, got others; {DAMAGED}")
     return State((sizes[0], sizes[1]), sizes[2], sizes[3], float(offset))
 
@@ -121,5 +122,9 @@ def _levels(parts: Parts) -> np.ndarray:
 
 
 def _multiplied_out(parts: Parts, state: State, levels: np.ndarray) -> np.ndarray:
-    values: np.ndarray = levels[_codes(parts, state)] * np.repeat(_scales(parts, state), state.block, axis=1)
+    scales = _scales(parts, state)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values: np.ndarray = levels[_codes(parts, state)] * np.repeat(scales, state.block, axis=1)
+    if not np.isfinite(values).all():
+        raise FormatError(f"weight: expected finite values, got inf or nan; {DAMAGED}")
     return values

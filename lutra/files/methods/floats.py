@@ -67,10 +67,10 @@ def fp8(values: np.ndarray, scale: np.ndarray) -> QTensor:
     blocks = (-(-n // FP8_BLOCK), columns)
     if scale.shape == blocks and scale.size > 1:
         scale = np.repeat(scale, FP8_BLOCK, 0)[:n]
-    elif scale.size in (1, n):
+    elif scale.size == 1 or scale.shape in ((n,), (n, 1)):
         scale = np.repeat(scale.reshape(-1, 1), n // scale.size, 0)
     elif scale.shape != (n, columns):
-        raise FormatError(f"weight_scale: expected 1, {n}, {blocks} or {(n, columns)} values, got {scale.shape}; "
+        raise FormatError(f"weight_scale: expected 1, {(n, 1)}, {blocks} or {(n, columns)}, got {scale.shape}; "
                           f"{DAMAGED}")  # fmt: skip
     name = next(name for name, dtype in FLOATS.items() if dtype == values.dtype)
     form = catalog.table(name, FP8_BLOCK if scale.shape[1] > 1 else 0, scale_dtype=scale_name(scale))

@@ -12,7 +12,8 @@ from lutra.files.methods.layout import Chooser, Layout
 
 def _auto_round(config: dict[str, Any]) -> tuple[Layout, ...]:
     """AutoRound packs as GPTQ or as AWQ does."""
-    return (awq if config.get("packing_format") == "auto_round:auto_awq" else gptq).layouts(config)
+    chosen = awq.layouts if config.get("packing_format") == "auto_round:auto_awq" else gptq.layouts
+    return chosen(config)
 
 
 # quantization_config.quant_method → how to choose the layouts; bitnet has its own tensors, see bitnet.py
