@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -91,14 +92,16 @@ def read_formats(path: Path, table: Mapping[str, object], again: str) -> dict[st
 
 
 @contextmanager
-def whole(path: Path, room: str = "the model") -> Iterator[Path]:
+def whole(path: Path, room: str = "the model", part: Path | None = None) -> Iterator[Path]:
     """Give the name of a new file to write; when all is written it takes the place of `path`.
 
     room     how much is written, for the message
+    part     the new file, on the disk of `path`; beside it under a name that no other running thread has if None
     raises   FileError   the folder is not there or not writable, or the disk is full
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part or path.with_name(f".{path.name}.{threading.get_native_id()}.part")
     try:
+        part.unlink(missing_ok=True)  # of a process that was killed
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
@@ -112,9 +115,9 @@ def whole(path: Path, room: str = "the model") -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(path: Path, num_bytes: int) -> Iterator[BinaryIO]:
-    """Open a file of about `num_bytes` that takes its name when all is written.  Raises as whole."""
-    with whole(path, f"{num_bytes / 1e6:.0f} MB") as part, part.open("xb") as file:
+def whole_file(path: Path, num_bytes: int, part: Path | None = None) -> Iterator[BinaryIO]:
+    """Open a file of about `num_bytes` that takes its name when all is written.  Raises, and takes `part`, as whole."""
+    with whole(path, f"{num_bytes / 1e6:.0f} MB", part) as new, new.open("xb") as file:
         yield file
 
 

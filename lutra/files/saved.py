@@ -80,21 +80,24 @@ def write(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     _write(path, stated, [piece for name, value in tensors.items() for piece in _pieces(name, value)], _silent)
 
 
-def join(path: Path, header: Mapping[str, Any], parts: Sequence[Path], progress: Progress) -> None:
+def join(
+    path: Path, header: Mapping[str, Any], parts: Sequence[Path], progress: Progress, part: Path | None = None
+) -> None:
     """Write one file of all tensors of some files, without reading more than 16 MiB of them at a time.
 
     header   as for write; what the parts state of formats and weights is put together
+    part     where the file is made, see container.whole
     raises   FileError   as write; a part that is no such file
     """
     formats: dict[str, Any] = {}
     weights: dict[str, Any] = {}
     pieces = []
-    for part in parts:
-        entries, stated = _read(part, map_file(part))
+    for each in parts:
+        entries, stated = _read(each, map_file(each))
         formats |= stated["formats"]
         weights |= stated["weights"]
-        pieces += [Piece(name, e.dtype, e.shape, (part, e.begin)) for name, e in entries.items()]
-    _write(path, dict(header) | {"formats": formats, "weights": weights}, pieces, progress)
+        pieces += [Piece(name, e.dtype, e.shape, (each, e.begin)) for name, e in entries.items()]
+    _write(path, dict(header) | {"formats": formats, "weights": weights}, pieces, progress, part)
 
 
 def is_saved(path: Path) -> bool:
@@ -225,10 +228,12 @@ def _piece(name: str, array: np.ndarray) -> Piece:
     return Piece(name, NAMES[array.dtype], array.shape, np.ascontiguousarray(array))
 
 
-def _write(path: Path, header: dict[str, Any], pieces: list[Piece], progress: Progress) -> None:
+def _write(
+    path: Path, header: dict[str, Any], pieces: list[Piece], progress: Progress, part: Path | None = None
+) -> None:
     pieces = sorted(pieces, key=lambda piece: -ITEM_BYTES[piece.dtype])  # stable: else in the given order
     total, done = sum(piece.num_bytes for piece in pieces), 0
-    with whole_file(path, total) as file:
+    with whole_file(path, total, part) as file:
         file.write(_head(header, pieces))
         for piece in pieces:
             for block in _blocks(piece):

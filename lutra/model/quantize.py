@@ -46,7 +46,7 @@ SUFFIX = ".safetensors"
 NORMS = ("attn_norm", "q_norm", "k_norm", "attn_sub_norm", "ffn_norm", "ffn_sub_norm")
 VECTORS = (*NORMS, *(f"{name}.bias" for name in ("q", "k", "v", "o")))
 HEAD_ROWS = 8192  # that are floats at a time
-JOB, OUTSIDE = "job.json", "outside" + SUFFIX
+JOB, OUTSIDE, JOINED = "job.json", "outside" + SUFFIX, "joined" + SUFFIX
 
 Tensors = dict[str, Matrix]
 
@@ -285,7 +285,8 @@ class Job:
         config = replace(self.config, tied=self.config.tied and self.recipe.head is None)
         header = {"config": to_json(config), "tokenizer": notes[OUTSIDE]["tokenizer"],
                   "recipe": asdict(self.recipe), "errors": _errors(notes)}  # fmt: skip
-        saved.join(self.target, header, [self.folder / name for name in notes], progress)
+        saved.join(self.target, header, [self.folder / name for name in notes], progress,
+                   self.folder / JOINED)  # fmt: skip
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _notes(self) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,13 @@ def test_vectors_come_back(name: str, tmp_path: Path) -> None:
     assert tensor.stored_type == name and isinstance(found, VectorWeight) and found.format == form
     assert all(np.array_equal(getattr(found, part), getattr(w, part)) for part in vectors.ARRAYS)
     assert saved.num_bytes(open_model(tmp_path / "m.safetensors"), "layers.0.q") == w.nbytes
+
+
+def test_what_a_killed_run_left_stands_in_nobodys_way(tmp_path: Path) -> None:
+    left = tmp_path / f".m.safetensors.{threading.get_native_id()}.part"
+    left.write_bytes(b"of a process that had the same number")
+    saved.write(tmp_path / "m.safetensors", {}, {"final_norm": np.ones(3, np.float32)})
+    assert open_model(tmp_path / "m.safetensors").tensors and not left.exists()
 
 
 VECTOR_CHANGES: dict[str, Any] = {

@@ -76,6 +76,17 @@ def test_interrupted_anywhere_the_file_is_the_same(recipe: Recipe, llama: Path, 
     assert not list(tmp_path.glob(".*"))
 
 
+def test_killed_while_joining_nothing_stays(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, work = tmp_path / "m.safetensors", tmp_path / ".m.safetensors.part"
+    plain = Path.unlink
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(Path, "unlink", lambda path, **options: plain(path, **options) if options else None)  # no time
+        run(llama, target, Recipe(FOUR), _stop_at_writing(ZeroDivisionError))
+    assert list(tmp_path.iterdir()) == [work] and (work / "joined.safetensors").exists()
+    run(llama, target, Recipe(FOUR))
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def _stop_at_writing(error: type[Exception]) -> Callable[..., None]:
     def progress(label: str, done: int, total: int) -> None:
         if label.startswith("writing"):
