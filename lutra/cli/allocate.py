@@ -64,12 +64,12 @@ def allocate(
     """
     from lutra.engine import perplexity
     from lutra.engine.divergence import distance_from
-    from lutra.formats import catalog
+    from lutra.formats.vectors import find_other
     from lutra.model import sensitivity
     from lutra.quantize.recommend import explain, recommend
 
     say = progress or (lambda label, done, total: None)
-    formats = [catalog.find(name) for name in dict.fromkeys(names)]
+    formats = [find_other(name, "in --choose-from") for name in dict.fromkeys(names)]
     config, with_head = llm.config, not llm.config.tied
     window = min(CONTEXT, llm.transformer.context)
     read, checked = _windows(llm, text, window, say)
@@ -156,17 +156,18 @@ def for_file(
     """
     from lutra.engine.llm import LLM
     from lutra.files import open_model
+    from lutra.files.identity import identity
     from lutra.model.config import config_from
 
     path = out.with_suffix(".formats.json")
+    file = open_model(model)
     digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()
-    question = {"model": model, "text": digest, "deployment": deployment, "names": names, **conditions}
+    question = {"model": identity(Path(model)), "text": digest, "deployment": deployment, "names": names, **conditions}
     known = _read(path)
     if known.get("_asked") == json.loads(json.dumps(question)):
         chosen = {name: str(value) for name, value in known.items() if not name.startswith("_")}
         head = {"head": str(known["_head"])} if known.get("_head") else {}
         return Choice({**chosen, **head}, str(known.get("_report", "")))
-    file = open_model(model)
     wanted = condition(file, config_from(file), names, **conditions)
     llm = LLM.load(model, threads=threads, progress=progress)
     choice = allocate(llm, text, wanted, names, deployment, progress=progress)

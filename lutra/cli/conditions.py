@@ -66,14 +66,14 @@ def condition(
     Raises RequestError for no condition or several, for fewer bytes than the smallest formats take, and for packed
     files; FormatError for unknown formats.
     """
-    from lutra.formats import catalog
+    from lutra.formats.vectors import find_other
     from lutra.model import sensitivity
     from lutra.model.layer_errors import check_is_unpacked
 
     check_is_unpacked(file)
     if sum(value is not None for value in (budget, bpw, max_ppl_increase)) != 1:
         raise RequestError("expected one of --budget, --bpw and --max-ppl-increase, got none or several; give one")
-    formats = [catalog.find(name) for name in names]
+    formats = [find_other(name, "in --choose-from") for name in names]
     if max_ppl_increase is not None:
         return Condition(limit=math.log1p(parse_increase(max_ppl_increase)))
     choices = sensitivity.unit_bytes(config, formats, not config.tied)

@@ -41,6 +41,9 @@ NAMES: dict[str, str] = {
     "HLQ4": "planes1x4-g64-mins",
     "PTQTP": "ternaryx2-g128",
 }
+# read, quantised to and run, but not exported: quantisers make scales of 8 bits, or a factor for the tensor, and these
+# types have no room for them
+NOT_EXPORTED = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "IQ4_XS", "NVFP4")
 
 _LATTICE = "has codes of whole vectors, which lutra reads and does not write; near it is {near}"
 _MIXTURE = "is a mixture of types; {near} is what most of its weights have, and --bpw mixes formats by what they cost"

@@ -25,8 +25,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lutra.errors import FormatError
-from lutra.formats import packing
+from lutra.formats import catalog, packing
 from lutra.formats.catalog import int8
+from lutra.formats.format import Format
 from lutra.formats.qtensor import MAX_GROUP_WIDTH, QTensor
 
 LENGTHS = (2, 4, 8)
@@ -229,6 +230,17 @@ def find(name: str) -> VectorFormat | None:
     """The format that a name spells, None for names of other formats."""
     found = _NAME.fullmatch(name)
     return None if found is None else VectorFormat(int(found[1]), int(found[2] or 1))
+
+
+def find_other(name: str, place: str) -> Format:
+    """The format that a name spells, where vectors will not do.
+
+    place    what it is for: "for the head"
+    raises   FormatError   vectors, and names of no format
+    """
+    if find(name) is not None:
+        raise FormatError(f"expected a format with levels {place}, got {name}, one of vectors; try int8-g32")
+    return catalog.find(name)
 
 
 def draw(format: VectorFormat) -> str:

@@ -13,10 +13,9 @@ from lutra.errors import CapacityError, FileError, RequestError
 from lutra.files import open_model
 from lutra.files.door import shown
 from lutra.files.model_file import ModelFile
-from lutra.formats import catalog
 from lutra.formats.format import Format
 from lutra.formats.sidecars import Adapted
-from lutra.formats.vectors import VectorWeight
+from lutra.formats.vectors import VectorWeight, find_other
 from lutra.kernels.cache import DEFAULT_KIND, check_kind
 from lutra.model import packed
 from lutra.model.config import ModelConfig, config_from
@@ -84,7 +83,7 @@ def find_head(file: ModelFile, head: str | None) -> Format | None:
     """
     if head is not None and file.kind == "packed":
         raise RequestError(f"expected a model to re-code, got {file.path}, which is packed; pack it again with --head")
-    return None if head is None else catalog.find(head)
+    return None if head is None else find_other(head, "for the head")
 
 
 def _silent(label: str, done: int, total: int) -> None:

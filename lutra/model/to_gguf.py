@@ -12,18 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from lutra.errors import FileError, RequestError
+from lutra.errors import FileError, FormatError, RequestError
 from lutra.files import gguf_write, open_model
+from lutra.files.blocks_write import encode
 from lutra.files.door import check_apart, shown
 from lutra.files.model_file import ModelFile
 from lutra.files.names import GGUF, INTERLEAVED_ARCHITECTURES, half_rotation_rows, rotated_part
+from lutra.formats.format import Format
 from lutra.formats.qtensor import QTensor
-from lutra.formats.vectors import VectorWeight
+from lutra.formats.vectors import VectorFormat, VectorWeight
 from lutra.model.config import ModelConfig, config_from
 from lutra.model.pretokenizers import GPT2, PRE_TOKENIZERS
 from lutra.model.rope import rope_frequencies
 from lutra.model.spm import CONTROL, NORMAL, USER_DEFINED
 from lutra.model.tokenizer import TOKENIZER_JSON, VOCABULARY_JSON, Tokenizer, to_stored
+from lutra.quantize.methods import METHODS, method_for
 
 SUFFIX = ".gguf"
 
@@ -53,6 +56,22 @@ def export(source: str | Path, target: Path) -> None:
     architecture = config.family.gguf[0]
     fields = config_fields(config, architecture) | vocabulary_fields(file, config)
     gguf_write.write(target, architecture, fields, _tensors(file, config, architecture))
+
+
+def takes(format: Format | VectorFormat | None) -> bool:
+    """Whether `export` has a type for floats that were quantised to a format, seen by trying with a few.
+
+    Q4_K and its like are formats of their own here, but a quantiser makes full use of scales of 8 bits, and the blocks
+    have room for 4 or 6.  None, as stored, has one.
+    """
+    if format is None or isinstance(format, VectorFormat):
+        return format is None
+    weight = np.random.default_rng(0).standard_normal((4, 512), np.float32)
+    try:
+        encode(METHODS[method_for(format, None)].quantise(weight, format))
+    except FormatError:
+        return False
+    return True
 
 
 def config_fields(config: ModelConfig, architecture: str) -> dict[str, tuple[str, Any]]:
@@ -125,7 +144,9 @@ def _tensors(file: ModelFile, config: ModelConfig, architecture: str) -> Iterato
             continue
         value = lazy.read()
         if isinstance(value, VectorWeight):
-            value = value.as_int8()
+            raise FileError(f"{file.path}: tensor {shown(lazy.source_name)}: expected a weight with a code for each of "
+                            f"its values, got {value.format.name}, for which GGUF has no type; quantise the model to "
+                            "another format")  # fmt: skip
         if not isinstance(value, np.ndarray | QTensor):
             raise FileError(f"{file.path}: tensor {shown(lazy.source_name)}: expected a weight alone, got one with "
                             "side-cars, for which GGUF has no place; quantise it again")  # fmt: skip

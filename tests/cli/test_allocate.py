@@ -12,7 +12,7 @@ from lutra import cli
 from lutra.cli import allocate
 from lutra.cli.conditions import FORMATS, condition
 from lutra.engine.llm import LLM
-from lutra.errors import RequestError
+from lutra.errors import FormatError, RequestError
 from lutra.formats import catalog
 from lutra.model import sensitivity
 from lutra.model.inputs import units
@@ -105,6 +105,11 @@ def test_a_limit_is_met_as_measured(llm: LLM) -> None:
 def test_without_a_text_the_model_writes_one(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(allocate, "TOKENS", 128)
     assert chosen(llm, None, NAMES[:2], bpw=4.0).formats
+
+
+def test_vectors_are_refused_by_what_they_are(llm: LLM) -> None:
+    with pytest.raises(FormatError, match="with levels in --choose-from, got vectors8, one of vectors; try int8-g32"):
+        chosen(llm, TEXT, ["int8-g32", "vectors8"], bpw=4.0)
 
 
 @pytest.mark.parametrize("conditions", [{}, {"bpw": 3.0, "budget": "1MB"}])

@@ -10,9 +10,11 @@ from lutra.cli import cli
 from lutra.compiler.launch import Workers
 from lutra.errors import FileError
 from lutra.files import open_model
+from lutra.files.blocks_write import WRITABLE
+from lutra.formats import aliases, catalog, vectors
 from lutra.model.config import config_from
 from lutra.model.load import load_weights
-from lutra.model.to_gguf import export
+from lutra.model.to_gguf import export, takes
 from lutra.model.tokenizer import Tokenizer
 from lutra.model.transformer import Transformer
 from tests.files.make_models import tiny_hf, tiny_llama_gguf
@@ -72,6 +74,14 @@ def test_what_no_gguf_type_holds_is_refused_and_leaves_nothing(tmp_path):
     with pytest.raises(FileError, match=r"expected .* got .*; "):
         exported(tmp_path, tmp_path / "hf")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+def test_which_quantised_formats_have_a_type():
+    """Of the names of GGUF types those whose scales a quantiser makes finer than their blocks hold have none."""
+    refused = {name for name, format in WRITABLE.items() if not takes(format)}
+    assert refused == set(aliases.NOT_EXPORTED)
+    assert takes(None) and takes(catalog.find("planes4-g64")) and not takes(vectors.find("vectors8"))
+    assert not takes(catalog.find("planes1x2-g64-mins"))
 
 
 def test_a_tokenizer_that_gguf_has_no_name_for_is_refused(tmp_path):

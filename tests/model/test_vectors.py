@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lutra.compiler.launch import Workers
-from lutra.errors import FileError, RequestError
+from lutra.errors import FileError, FormatError, RequestError
 from lutra.files import open_model, saved
 from lutra.formats.vectors import VectorWeight
 from lutra.model.load import load_model, load_weights
@@ -110,5 +110,7 @@ def test_errors(source: Path, path: Path, tmp_path: Path) -> None:
             run(source, tmp_path / "m.safetensors", recipe)
     with pytest.raises(RequestError, match="for the head, got vectors8"):
         run(source, tmp_path / "m.safetensors", Recipe("planes4-g32", head="vectors8"))
-    with pytest.raises(FileError, match="scales that f16 holds"):
+    with pytest.raises(FormatError, match="with levels for the head, got vectors8, one of vectors; try int8-g32"):
+        load_model(path, 1, 32, None, head="vectors8")
+    with pytest.raises(FileError, match="got vectors.*, for which GGUF has no type; quantise the model to another"):
         export(path, tmp_path / "m.gguf")
