@@ -1,14 +1,15 @@
 """What `lutra quantize` is given, and what it prints."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lutra.cli.conditions import FORMATS
+from lutra.cli.conditions import FORMATS, parse_size
 from lutra.cli.conditions import OPTIONS as CONDITIONS
+from lutra.cli.ending import check_ending
 from lutra.cli.input import read_text
 from lutra.cli.model import resolve
 from lutra.cli.options import options
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     from lutra.model.recipe import Recipe
 
 SPEED_CONTEXT = 128  # tokens of room for measuring the result
-OTHERS = {".gguf": "export", ".lutra": "pack"}  # endings of files that other commands write
 FLOATS = ("F64", "F32", "F16", "BF16")
 MAX_DB = 300  # more: the weights are the same
 LONG_ROW, PADDED = 1 << 16, 1.1  # a row without padding; times its bytes that are worth a note
+# what adds bytes, or changes formats, that no condition counts
+UNCOUNTED = {"lorc": "--lorc", "head": "--head-format", "keep": "--keep", "per_layer": "--per-layer"}
 
 
 def quantize(
@@ -38,14 +40,16 @@ def quantize(
     from lutra.model import quantize as quantizer
     from lutra.model.recipe import Recipe, parse_keep, read_allocation
 
-    check_ending(out)
-    check_apart(Path(model), Path(out))
-    kept = (read_allocation(Path(per_layer)) if per_layer else ()) + parse_keep(keep)
     conditions = {"budget": budget, "bpw": bpw, "max_ppl_increase": max_ppl_increase}
     is_chosen = any(value is not None for value in conditions.values())
     if is_chosen == (asked["format"] is not None):
         given = "both; leave one out" if is_chosen else "none; give one"
         raise click.UsageError(f"expected --format, or one of --budget, --bpw and --max-ppl-increase, got {given}")
+    names = choose_from.split(",") if choose_from else FORMATS
+    check_ending(out, names if is_chosen else [asked["format"]])
+    check_apart(Path(model), Path(out))
+    check_counted(conditions, {**asked, "keep": keep, "per_layer": per_layer})
+    kept = (read_allocation(Path(per_layer)) if per_layer else ()) + parse_keep(keep)
     recipe = Recipe(keep=kept, **{**asked, "format": asked["format"] or ""})
     recipe.words()  # a wrong method is said before anything takes long
     text = None if calib is None else read_text(calib, calib.name)
@@ -54,7 +58,6 @@ def quantize(
     if is_chosen:
         from lutra.cli import allocate
 
-        names = choose_from.split(",") if choose_from else FORMATS
         with LoadProgress(lines=True) as progress:
             choice = allocate.for_file(model, Path(out), text, threads, progress, deployment, names, conditions)
         recipe, report = with_choice(recipe, choice), choice.report + "\n"
@@ -62,27 +65,28 @@ def quantize(
         recipe = Recipe(**{**vars(recipe), "method": "gptq+clip"})
     with LoadProgress(lines=True) as progress, unfinished(quantizer.work_folder(out)):
         summary = quantizer.quantize(model, out, recipe, text, threads, progress)
-    return "\n".join([report + describe(summary), *speeds(summary, threads if speed else 0)])
+    lines = [*excess(summary, budget, bpw), *speeds(summary, threads if speed else 0)]
+    return "\n".join([report + describe(summary), *lines])
 
 
-def check_ending(out: str) -> None:
-    """Name the command that writes such a file.  Raises RequestError."""
-    path = Path(out)
-    if path.suffix in OTHERS:
-        between = path.with_suffix(".safetensors")
+def check_counted(conditions: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Refuse what a condition is not kept beside.  Raises RequestError."""
+    given = [f"--{name.replace('_', '-')}" for name, value in conditions.items() if value is not None]
+    beside = [option for name, option in UNCOUNTED.items() if asked[name]]
+    if given and beside:
         raise RequestError(
-            f"expected a file name that ends in .safetensors, got {path.name!r}; quantize to {between.name}, "
-            f"then: lutra {OTHERS[path.suffix]} {between} {path}"
+            f"expected {given[0]} to choose every format, got {' and '.join(beside)} beside it, whose bytes and "
+            "errors it does not count; leave that out, or give --format"
         )
 
 
 def with_choice(recipe: "Recipe", choice: "Choice") -> "Recipe":
-    """A recipe with the formats that were chosen; what --keep and --per-layer say counts more."""
+    """A recipe with the formats that were chosen."""
     from lutra.model.recipe import Recipe
 
     formats = dict(choice.formats)
-    head = formats.pop("head", recipe.head)
-    return Recipe(**{**vars(recipe), "format": choice.usual, "head": head, "keep": (*formats.items(), *recipe.keep)})
+    head = formats.pop("head", None)
+    return Recipe(**{**vars(recipe), "format": choice.usual, "head": head, "keep": tuple(formats.items())})
 
 
 def note_quantised(model: str) -> None:
@@ -112,6 +116,7 @@ def unfinished(folder: Path) -> Iterator[None]:
 
 def describe(summary: "Summary") -> str:
     """Sizes and errors."""
+    from lutra.files import open_model
     from lutra.formats import catalog, vectors
 
     weight_bytes = sum(row[1] for row in summary.weights.values())
@@ -122,13 +127,24 @@ def describe(summary: "Summary") -> str:
         f"weights    {formats}: {summary.bits_per_weight:.3f} bits each, {weight_bytes / 1e6:.2f} MB",
         f"signal to noise of weights, dB    {errors}",
     ]
-    rows = [row for row in summary.weights.values() if vectors.find(row[0]) is None]  # those have books, no groups
-    weight_bytes = sum(row[1] for row in rows)
-    nominal = sum(catalog.find(row[0]).bits_per_weight(LONG_ROW) * row[2] / 8 for row in rows)
-    if weight_bytes > PADDED * nominal:
-        times = weight_bytes / nominal
+    tensors = open_model(summary.path).tensors
+    rows = [(catalog.find(row[0]), *tensors[name].shape) for name, row in summary.weights.items()
+            if vectors.find(row[0]) is None]  # those have books, no groups  # fmt: skip
+    padded = sum(form.bits_per_weight(k) * n * k for form, n, k in rows)  # without what stands beside weights
+    nominal = sum(form.bits_per_weight(LONG_ROW) * n * k for form, n, k in rows)
+    if padded > PADDED * nominal:
+        times = padded / nominal
         lines.append(f"note       rows are padded to whole groups, {times:.1f} times the bytes; take shorter groups")
     return "\n".join(lines)
+
+
+def excess(summary: "Summary", budget: str | None, bpw: float | None) -> Iterator[str]:
+    """Say by how much a file is larger than asked: what is no weight is estimated before it is written."""
+    over = 0.0 if budget is None else summary.file_bytes - parse_size(budget)
+    if over > 0:
+        yield f"note       {over / 1e6:.4f} MB more than --budget {budget} allows; ask for that much less"
+    if bpw is not None and summary.bits_per_weight > bpw:
+        yield f"note       {summary.bits_per_weight - bpw:.3f} bits more than --bpw {bpw:g}; ask for that much less"
 
 
 def speeds(summary: "Summary", threads: int) -> Iterator[str]:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from lutra.cli import cli, exit_code
+from lutra.cli import allocate, cli, exit_code
+from lutra.cli.quantize import excess
 from lutra.engine.llm import LLM
 from lutra.errors import CapacityError, FileError
 from lutra.files import open_model
+from lutra.files.names import LINEARS
 from lutra.model import quantize as quantizer
 from tests.files.make_models import tiny_hf
 
@@ -69,6 +71,28 @@ def test_a_second_rounding_and_short_rows_are_said(model: Path, tmp_path: Path) 
     assert "rows are padded to whole groups, " in said
 
 
+def test_what_stands_beside_weights_is_not_taken_for_padding(model: Path, tmp_path: Path) -> None:
+    assert "padded" not in run(model, tmp_path / "a.safetensors", "--format", "Q4_0", "--lorc", 4, "--no-speed")
+
+
+def test_a_file_that_became_larger_than_asked_says_so(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choice = allocate.Choice({f"layers.{i}.{name}": "int8-g32" for i in range(2) for name in LINEARS}, "the choice")
+    monkeypatch.setattr(allocate, "for_file", lambda *_: choice)
+    said = run(model, tmp_path / "a.safetensors", "--bpw", "8.2", "--no-speed")
+    assert "the choice" in said and "note       0.300 bits more than --bpw 8.2; ask for that much less" in said
+
+
+def test_how_much_larger_than_asked_a_file_is() -> None:
+    summary = quantizer.Summary(Path("a.safetensors"), 2_005_000, 0, {"layers.0.q": ("int8-g32", 34, 32, 1.0, 0.0)})
+    (more,), (wider,) = excess(summary, "2MB", None), excess(summary, None, 8.25)
+    assert more == "note       0.0050 MB more than --budget 2MB allows; ask for that much less"
+    assert wider == "note       0.250 bits more than --bpw 8.25; ask for that much less"
+    for budget, bpw in (("2.005MB", None), (None, 8.5), (None, None)):
+        assert not list(excess(summary, budget, bpw))
+
+
 def test_what_cannot_run_here_is_quantised_all_the_same(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,21 +130,15 @@ def test_an_interrupted_run_says_where_its_work_lies_and_goes_on(
     assert sorted(tmp_path.iterdir()) == [out, whole]
 
 
-@pytest.mark.parametrize(("ending", "command"), [("gguf", "export"), ("lutra", "pack")])
-def test_other_endings_name_the_command_that_writes_them(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str, command: str
-) -> None:
-    assert exit_code(["quantize", str(model), str(tmp_path / f"a.{ending}"), "--bpw", "4"]) == 2
-    between = tmp_path / "a.safetensors"
-    assert f"then: lutra {command} {between} {tmp_path}/a.{ending}" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--format", "planes9-g32"], "name of a format"),
         (["--format", "Q4_K_M"], "is a mixture of types; planes4-g32-mins-u8xf16 is"),
         (["--bpw", "4", "--method", "magic"], "change --method"),
+        (["--bpw", "4", "--lorc", "2"], "--bpw to choose every format, got --lorc beside it, whose bytes"),
+        (["--budget", "1MB", "--keep", "*.q=Q8_0", "--head-format", "Q8_0"], "got --head-format and --keep beside it"),
+        (["--max-ppl-increase", "1%", "--per-layer", "no.json"], "--max-ppl-increase to choose every format, got"),
         (["--format", "planes4-g32", "--method", "gptq"], "give one with --calib"),
         (["--format", "planes4-g32", "--method", "magic"], "change --method"),
         (["--format", "planes4-g32", "--keep", "layers.0.q"], "PATTERN=FORMAT"),
