@@ -27,9 +27,12 @@ def refusal(path: Path, field: str, expected: str, got: str, do: str) -> FileErr
 
 
 def check_apart(source: Path, target: Path) -> None:
-    """Raise FileError where writing `target` would replace the model at `source`, or a file of its folder."""
-    resolved = target.resolve()
-    if resolved.exists() and source.resolve() in (resolved, resolved.parent):
+    """Raise FileError where writing `target` would replace the model at `source`, or a file of its folder, or where it
+    would be one more file of weights in that folder, of which nobody could tell which are the model's.
+    """
+    source, resolved = source.resolve(), target.resolve()
+    is_inside = resolved.parent == source and (resolved.exists() or resolved.suffix == ".safetensors")
+    if is_inside or (resolved == source and resolved.exists()):
         raise refusal(target, "file", "a file that the model is not read from", "one of its own", "name another place")
 
 

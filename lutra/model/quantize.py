@@ -25,6 +25,7 @@ from lutra import __version__
 from lutra.errors import FileError, RequestError
 from lutra.files import lock, open_model, saved
 from lutra.files.door import check_apart, refusal
+from lutra.files.identity import identity
 from lutra.files.model_file import ModelFile
 from lutra.files.names import LINEARS
 from lutra.formats.format import Format
@@ -187,10 +188,8 @@ class Job:
     def _identity(self) -> dict[str, Any]:
         """Everything that decides the result."""
         tokens = hashlib.sha256(json.dumps(self.windows).encode()).hexdigest()
-        files = sorted(self.source.iterdir()) if self.source.is_dir() else [self.source]
-        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
-        return {"version": saved.VERSION, "lutra": __version__, "recipe": asdict(self.recipe),
-                "tokens": tokens, "source": [str(self.source.resolve()), json.dumps(stats)]}  # fmt: skip
+        return {"version": saved.VERSION, "lutra": __version__, "recipe": asdict(self.recipe), "tokens": tokens,
+                "source": identity(self.source)}  # fmt: skip
 
     def once(self, name: str, make: Any) -> None:
         """Write one file of the folder, unless it is there already."""

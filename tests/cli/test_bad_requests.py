@@ -117,6 +117,9 @@ def test_a_prompt_that_is_no_text(repository: Path, model: Path, stdin: bytes) -
 
 WRITING = {
     "quantise a folder into itself": (["quantize", "hf", "hf/model.safetensors", "--format", "planes4-g32"], "its own"),
+    "quantise a folder into one more file of it": (
+        ["quantize", "hf", "hf/new.safetensors", "--format", "planes4-g32"], "its own",
+    ),
     "quantise a file onto itself": (
         ["quantize", "small.safetensors", "./small.safetensors", "--format", "planes4-g32"], "its own",
     ),

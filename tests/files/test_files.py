@@ -7,6 +7,8 @@ import pytest
 
 from lutra.errors import FileError
 from lutra.files import ModelFile, open_model
+from lutra.files.door import check_apart
+from lutra.files.identity import identity
 from tests.files.make_models import tiny_hf, tiny_llama_gguf
 
 
@@ -55,3 +57,24 @@ def test_a_folder_named_like_a_file(tmp_path):
     (tmp_path / "model.gguf").mkdir()
     with pytest.raises(FileError, match="config.json"):
         open_model(tmp_path / "model.gguf")
+
+
+def test_a_folder_takes_no_weights_beside_its_own(tmp_path):
+    """Of two .safetensors files in a folder nobody can tell which are the model's."""
+    tiny_hf(tmp_path / "model")
+    for name in ("model.safetensors", "config.json", "new.safetensors", "../model/new.safetensors"):
+        with pytest.raises(FileError, match="expected a file that the model is not read from, got one of its own"):
+            check_apart(tmp_path / "model", tmp_path / "model" / name)
+    for name in ("model/new.gguf", "new.safetensors", "model/below/new.safetensors"):  # nobody reads those
+        check_apart(tmp_path / "model", tmp_path / name)
+    check_apart(tmp_path / "model" / "model.safetensors", tmp_path / "model" / "new.safetensors")
+    check_apart(tmp_path / "no.safetensors", tmp_path / "no.safetensors")  # said elsewhere
+
+
+def test_a_model_is_another_once_a_file_of_it_is(tmp_path, monkeypatch):
+    tiny_hf(tmp_path / "model", seed=1)
+    first = identity(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    assert identity(type(tmp_path)("model")) == first
+    os.utime("model/model.safetensors", ns=(1, 1))
+    assert identity(tmp_path / "model") != first and identity(tmp_path / "model" / "config.json") != first
