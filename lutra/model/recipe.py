@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -49,6 +50,11 @@ class Recipe:
     static_groups: bool = False
     sequential: bool = False
     lorc: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise RequestError for a number that is none."""
+        if not (math.isfinite(self.damp) and self.damp >= 0):
+            raise RequestError(f"expected a damping of 0 or more, got {self.damp:g}; change --damp")
 
     def words(self) -> list[str]:
         """The method's words, checked.  Raises RequestError for one there is not."""

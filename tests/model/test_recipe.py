@@ -50,6 +50,12 @@ def test_what_cannot_be_done_is_refused(recipe: Recipe, error: type[LutraError],
         plan(recipe, CONFIG)
 
 
+@pytest.mark.parametrize("damp", [float("nan"), float("inf"), -0.1])
+def test_a_damping_is_a_number(damp: float) -> None:
+    with pytest.raises(RequestError, match="expected a damping of 0 or more, got .* change --damp"):
+        Recipe("planes4-g32", "gptq", damp=damp)
+
+
 def test_keep_is_pattern_and_format() -> None:
     assert parse_keep(["layers.*.q=int8-g32", "a=b=c"]) == (("layers.*.q", "int8-g32"), ("a", "b=c"))
     for text in ("layers.0.q", "=int8-g32", "layers.0.q="):
