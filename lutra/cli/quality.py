@@ -66,7 +66,10 @@ def compare(
     from lutra.bench.report import machine_line, to_table
     from lutra.engine import compare as comparing
     from lutra.engine import parting
+    from lutra.model.layer_errors import check_alike
 
+    if layers:  # said before minutes of measuring
+        check_alike(a.model, b.model)
     with LoadProgress(lines=True) as progress:
         found = comparing.compare(a, b, text, protocol, context, rounds, prompts, progress)
     asked = [task_results(llm, tasks, limit) for llm in (a, b)]

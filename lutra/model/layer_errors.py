@@ -70,18 +70,23 @@ def format_name(weight: Matrix) -> str:
     return str(weight.dtype) if isinstance(weight, np.ndarray) else weight.format.name
 
 
+def check_alike(reference: Model, other: Model) -> None:
+    """Raise RequestError for packed files and for models of different sizes."""
+    for model in (reference, other):
+        check_is_unpacked(model.file)
+    if (found := [sizes(model.config) for model in (reference, other)])[0] != found[1]:
+        raise RequestError("expected two models of the same sizes, got different ones; compare a model with its own")
+
+
 def layer_errors(
     reference: Model, other: Model, inputs: Mapping[str, np.ndarray], progress: Progress | None = None
 ) -> Iterator[LayerError]:
     """Compare every linear and the head.
 
     inputs   of `inputs.collect` with the reference
-    Raises RequestError for packed files and for models of different sizes.
+    Raises as check_alike.
     """
-    for model in (reference, other):
-        check_is_unpacked(model.file)
-    if (found := [sizes(model.config) for model in (reference, other)])[0] != found[1]:
-        raise RequestError("expected two models of the same sizes, got different ones; compare a model with its own")
+    check_alike(reference, other)
     readers = [Reader(model.file, model.config, set()) for model in (reference, other)]
     named = [(unit, name) for unit, names in units(reference.config).items() for name in names] + [(HEAD, HEAD)]
     for index, (unit, name) in enumerate(named):

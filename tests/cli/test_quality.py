@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from lutra import cli
+from lutra.engine import compare as comparing
+from lutra.model.pack import pack
 from tests.files.make_models import tiny_llama_gguf
 
 QUESTION = '{"query": "It rained, so", "choices": ["it was wet.", "it was dry."], "gold": 0}\n'
@@ -42,6 +44,15 @@ def test_compare_prints_tables(folder: Path, capsys: pytest.CaptureFixture[str])
     out = run(capsys, "compare", folder / "a.gguf", folder / "b.gguf", *words, *options)
     for text in ("decode tok/s", "KL divergence", "top-1 agreement", "greedy texts", "| A ", "layers.1.down", "copa"):
         assert text in out
+
+
+def test_layers_of_a_packed_file_are_refused_before_anything_is_measured(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparing, "compare", lambda *_: pytest.fail("measured"))
+    pack(folder / "a.gguf", tmp_path / "a.lutra", "auto", lambda *_: None)
+    assert cli.exit_code(["compare", str(folder / "a.gguf"), str(tmp_path / "a.lutra"), "--layers"]) == 2
+    assert "a.lutra, which is packed; name its source" in capsys.readouterr().err
 
 
 def test_compare_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
