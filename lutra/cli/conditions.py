@@ -71,6 +71,8 @@ def condition(
     from lutra.model.layer_errors import check_is_unpacked
 
     check_is_unpacked(file)
+    if bpw is not None and not (math.isfinite(bpw) and bpw > 0):
+        raise RequestError(f"expected a number above 0, got {bpw:g}; change --bpw")
     if sum(value is not None for value in (budget, bpw, max_ppl_increase)) != 1:
         raise RequestError("expected one of --budget, --bpw and --max-ppl-increase, got none or several; give one")
     formats = [find_other(name, "in --choose-from") for name in names]

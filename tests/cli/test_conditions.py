@@ -1,9 +1,14 @@
 """Budgets in words."""
 
+from pathlib import Path
+
 import pytest
 
 from lutra.cli import conditions
 from lutra.errors import RequestError
+from lutra.files import open_model
+from lutra.model.config import config_from
+from tests.files.make_models import tiny_llama_gguf
 
 
 @pytest.mark.parametrize(
@@ -25,3 +30,10 @@ def test_increases() -> None:
     for text in ("", "%", "-1%", "0", "much", "inf"):
         with pytest.raises(RequestError, match="expected an increase as 1%"):
             conditions.parse_increase(text)
+
+
+@pytest.mark.parametrize("bpw", [float("nan"), float("inf"), 0.0, -1.0])
+def test_bits_are_a_number(bpw: float, tmp_path: Path) -> None:
+    file = open_model(tiny_llama_gguf(tmp_path / "tiny.gguf"))
+    with pytest.raises(RequestError, match="expected a number above 0, got .* change --bpw"):
+        conditions.condition(file, config_from(file), bpw=bpw)
