@@ -156,10 +156,13 @@ def for_file(
     """
     from lutra.engine.llm import LLM
     from lutra.files import open_model
+    from lutra.files.door import refusal
     from lutra.files.identity import identity
     from lutra.model.config import config_from
 
-    path = out.with_suffix(".formats.json")
+    path = out.expanduser().with_suffix(".formats.json")
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):  # said before minutes of measuring
+        raise refusal(path, "file", "a folder that can be written to", str(path.parent), "make it or name another")
     file = open_model(model)
     digest = None if text is None else hashlib.sha256(text.encode()).hexdigest()
     question = {"model": identity(Path(model)), "text": digest, "deployment": deployment, "names": names, **conditions}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lutra import cli
 from lutra.cli import allocate
 from lutra.cli.conditions import FORMATS, condition
 from lutra.engine.llm import LLM
-from lutra.errors import FormatError, RequestError
+from lutra.errors import FileError, FormatError, RequestError
 from lutra.formats import catalog
 from lutra.model import sensitivity
 from lutra.model.inputs import units
@@ -81,6 +82,15 @@ def test_too_small_a_file_is_refused_before_anything_is_measured(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_missing_folder_is_said_before_anything_is_measured(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LLM, "load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(FileError, match="a.formats.json: file: expected a folder that can be written to, got .*no; "):
+        allocate.for_file(str(path), tmp_path / "no" / "a.safetensors", TEXT, 1, print, "one user", NAMES,
+                          {"bpw": 4.0})  # fmt: skip
+
+
 def test_a_packed_file_is_refused_before_anything_is_measured(path: Path, tmp_path: Path) -> None:
     pack(path, tmp_path / "a.lutra", "auto", lambda *_: None)
     with pytest.raises(RequestError, match="expected a model of named tensors, got .*a.lutra, which is packed"):
@@ -116,6 +126,21 @@ def test_vectors_are_refused_by_what_they_are(llm: LLM) -> None:
 def test_one_condition_is_needed(llm: LLM, conditions: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="expected one of --budget"):
         chosen(llm, TEXT, NAMES, **conditions)
+
+
+def test_another_model_at_the_same_place_is_another_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(LLM, "load", lambda path, **_: path)
+    monkeypatch.setattr(allocate, "allocate", lambda llm, *_, **__: (asked.append(llm), allocate.Choice({}, ""))[1])
+    words = str(tmp_path / "m.gguf"), tmp_path / "out.safetensors", TEXT, 1, print, "one user", NAMES, {"bpw": 4.0}
+    for seed in (1, 2):
+        tiny_llama_gguf(tmp_path / "m.gguf", seed=seed)
+        os.utime(tmp_path / "m.gguf", ns=(seed, seed))
+        for _ in range(2):
+            allocate.for_file(*words)
+        assert len(asked) == seed
 
 
 def test_quantize_by_bits_per_weight(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
