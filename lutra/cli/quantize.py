@@ -128,10 +128,10 @@ def describe(summary: "Summary") -> str:
         f"signal to noise of weights, dB    {errors}",
     ]
     tensors = open_model(summary.path).tensors
-    rows = [(catalog.find(row[0]), *tensors[name].shape) for name, row in summary.weights.items()
+    rows = [(catalog.find(row[0]), row[2], tensors[name].shape[1]) for name, row in summary.weights.items()
             if vectors.find(row[0]) is None]  # those have books, no groups  # fmt: skip
-    padded = sum(form.bits_per_weight(k) * n * k for form, n, k in rows)  # without what stands beside weights
-    nominal = sum(form.bits_per_weight(LONG_ROW) * n * k for form, n, k in rows)
+    padded = sum(form.bits_per_weight(k) * count for form, count, k in rows)  # without what stands beside weights
+    nominal = sum(form.bits_per_weight(LONG_ROW) * count for form, count, _ in rows)
     if padded > PADDED * nominal:
         times = padded / nominal
         lines.append(f"note       rows are padded to whole groups, {times:.1f} times the bytes; take shorter groups")
