@@ -28,7 +28,7 @@ MAY_IMPORT = {
 # part of lutra: the packages it may import besides Python's own
 OUTSIDE = {
     "errors": "", "debug": "", "lutra": "", "fused": "numpy",
-    "formats": "numpy ml_dtypes", "files": "numpy ml_dtypes safetensors gguf",
+    "formats": "numpy ml_dtypes", "files": "numpy ml_dtypes gguf",
     "quantize": "numpy ml_dtypes", "hardware": "numpy amaranth",
     "compiler": "numpy ml_dtypes llvmlite", "kernels": "numpy ml_dtypes", "machine": "numpy llvmlite",
     "model": "numpy ml_dtypes tokenizers jinja2", "engine": "numpy lm_eval", "bench": "numpy",
