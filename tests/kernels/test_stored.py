@@ -57,9 +57,10 @@ def test_dense_sizes(dtype):
 def test_books_keep_their_bounds_and_agree():
     weight = tile_vector(random_vectors(VectorFormat(8), 40, 64))
     stored.check(weight)
-    loud = dataclasses.replace(weight, books=np.full_like(weight.books, 255))  # 127 in all eight places
+    loud = aligned(weight.books.size, np.uint8)
+    loud[:] = 255  # 127 in all eight places
     with pytest.raises(FormatError, match="add up to 258"):
-        stored.check(loud)
+        stored.check(dataclasses.replace(weight, books=loud))
     weight.books[0] ^= 1  # in a part only
     with pytest.raises(FormatError, match="parts and places"):
         stored.check(weight)
