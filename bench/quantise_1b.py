@@ -112,7 +112,8 @@ def random_text(num_chars: int) -> str:
 
 def command(folder: Path, out: Path, method: str, text: Path, tokens: int) -> list[str]:
     return [sys.executable, "-m", "lutra", "quantize", str(folder / "model"), str(out), "--format", METHODS[method],
-            "--method", method, "--calib", str(text), "--calib-windows", str(tokens // 512)]  # fmt: skip
+            "--method", method, "--calib", str(text), "--calib-windows", str(tokens // 512),
+            "--no-speed"]  # which would load the result  # fmt: skip
 
 
 def run(arguments: list[str]) -> tuple[float, float, float]:
