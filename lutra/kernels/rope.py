@@ -24,7 +24,6 @@ from lutra.compiler.language import (
     f32,
     i64,
     load,
-    loop,
     maximum,
     minimum,
     select,
@@ -35,7 +34,7 @@ from lutra.compiler.types import DType
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES
 from lutra.kernels.buffers import aligned
-from lutra.kernels.rotary import bind_rows, chunks, rotate, rotate_in_place, rotated_spec, row_of
+from lutra.kernels.rotary import bind_rows, chunks, rotate_row, rotated_spec, row_of
 
 BLOCK = 16  # positions side by side in the key cache
 STRIDE = 64  # positions a cache grows by: attention reads some blocks together
@@ -105,10 +104,8 @@ def _make(cache: DType) -> Kernel:
     ):
         """Rotate one row's queries of one key/value head, and store that head's key and value."""
         row = row_of(state, task, stride, heads, kv_heads, head_dim)
-        angles = (cos, sin, row.table)
-        for head in loop(0, heads // kv_heads):
-            rotate_in_place(qkv, row.queries + head * head_dim, *angles, q_norm if qk_norm else None, head_dim, eps)
-        key = rotate(qkv, row.key, *angles, k_norm if qk_norm else None, head_dim, eps)
+        norms = (q_norm, k_norm) if qk_norm else (None, None)
+        key = rotate_row(qkv, row, cos, sin, *norms, heads // kv_heads, head_dim, eps)
         store_key(key, keys, row.kv * blocks + row.position // BLOCK, row.position % BLOCK, head_dim)
         target = (row.kv * (blocks * BLOCK) + row.position) * padded(head_dim)
         for start, lanes in chunks(head_dim):

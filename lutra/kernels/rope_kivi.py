@@ -32,7 +32,7 @@ from lutra.kernels.cache import BLOCK, Cache
 from lutra.kernels.codes import CODES, F16_LIMIT, Codes, joined, joined_spec, quantize_spec, quantized
 from lutra.kernels.rope import held_spec, padded, store_key
 from lutra.kernels.rope_codes import store_value, store_value_spec
-from lutra.kernels.rotary import bind_rows, rotate, rotate_in_place, rotated_spec, row_of
+from lutra.kernels.rotary import bind_rows, rotate_row, rotated_spec, row_of
 
 
 def rope_store_spec(
@@ -105,10 +105,8 @@ def rope_store_kivi(
 ):
     """Rotate one row's queries of one key/value head, and store that head's key and value."""
     row = row_of(state, task, stride, heads, kv_heads, head_dim)
-    angles = (cos, sin, row.table)
-    for head in loop(0, heads // kv_heads):
-        rotate_in_place(qkv, row.queries + head * head_dim, *angles, q_norm if qk_norm else None, head_dim, eps)
-    key = rotate(qkv, row.key, *angles, k_norm if qk_norm else None, head_dim, eps)
+    norms = (q_norm, k_norm) if qk_norm else (None, None)
+    key = rotate_row(qkv, row, cos, sin, *norms, heads // kv_heads, head_dim, eps)
     block = row.kv * recent_blocks + row.position // BLOCK % recent_blocks
     store_key(key, recent, block, row.position % BLOCK, head_dim)
     store_value(qkv, row, values, value_scales, blocks, CODES[kind], head_dim)

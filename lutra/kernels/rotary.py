@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lutra.compiler.language import Value, const, f32, load, reduce_add, shuffle, splat, sqrt, store
+from lutra.compiler.language import Value, const, f32, load, loop, reduce_add, shuffle, splat, sqrt, store
 from lutra.errors import KernelError
 from lutra.formats.reduce import NUM_LANES
 from lutra.kernels.buffers import check_state
@@ -122,6 +122,16 @@ def rotate_in_place(
     """Rotate a head where it stands."""
     for start, rotated in rotate(qkv, at, cos, sin, table, norm, head_dim, eps):
         store(qkv, at + start, rotated)
+
+
+def rotate_row(
+    qkv: Value, row: Row, cos: Value, sin: Value, q_norm: Value | None, k_norm: Value | None, heads: int, head_dim: int,
+    eps: Value,
+) -> list[tuple[int, Value]]:  # fmt: skip
+    """Rotate a row's `heads` queries of one key/value head in place; return the pieces of that head's rotated key."""
+    for head in loop(0, heads):
+        rotate_in_place(qkv, row.queries + head * head_dim, cos, sin, row.table, q_norm, head_dim, eps)
+    return rotate(qkv, row.key, cos, sin, row.table, k_norm, head_dim, eps)
 
 
 def _head_scale(qkv: Value, at: Value, head_dim: int, eps: Value) -> Value:
