@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lutra.compiler.ir import Op, Value
-from lutra.compiler.types import Type, i1
+from lutra.compiler.types import Pointer, Type, i1
 from lutra.errors import KernelError
 
 _WORDS = str(Path(__file__).parent)  # where the words of the language are: a frame there is not the kernel's
@@ -24,7 +24,7 @@ class Builder:
         self.bodies: list[list[Op]] = [[]]
         self.count = 0
 
-    def emit(self, name: str, operands: Sequence[Value], type: Type | None, **attributes: Any) -> Value:
+    def emit(self, name: str, operands: Sequence[Value], type: Type | Pointer | None, **attributes: Any) -> Value:
         """Append one operation and return its result (an unused `void` value where there is none)."""
         result = None
         if type is not None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from lutra.compiler.ir import Function, Op
+from lutra.compiler.tile_registers import tiles_of
 from lutra.errors import KernelError
 
 
 def check(function: Function) -> None:
-    """Raise KernelError where a value is used outside the loop or when that defines it, or a loop cannot advance."""
+    """Raise KernelError where a value is used outside the loop or when that defines it, or a loop cannot advance.
+
+    And where a tile register has two shapes, as its shape is set once, when the kernel begins.
+    """
     visible = {param.name for param in function.params} | {"task"}
     _check_body(function.body, visible)
+    shapes: dict[int, tuple[int, int]] = {}
+    for op in function.walk():
+        for tile in tiles_of(op):
+            if shapes.setdefault(tile.number, tile.shape) != tile.shape:
+                raise KernelError(f"{op.location}: {tile} has been {shapes[tile.number]} (rows, bytes); take another")
 
 
 def _check_body(body: list[Op], outer: set[str]) -> None:

@@ -6,11 +6,12 @@ slots that LLVM promotes to registers.
 
 from __future__ import annotations
 
-from lutra.compiler import instructions
+from lutra.compiler import instructions, lower_tiles
 from lutra.compiler.emitter import Emitter, kind_of
 from lutra.compiler.ir import Function, Op, Value
 from lutra.compiler.targets import Target
 from lutra.compiler.types import Pointer
+from lutra.errors import KernelError
 
 _ATTRIBUTES = 'nounwind "min-legal-vector-width"="512" "prefer-vector-width"="512"'
 
@@ -38,14 +39,29 @@ class _KernelEmitter(Emitter):
             if op.name == "var":
                 assert op.result is not None
                 self.lines.append(f"  %slot{op.result.name} = alloca {op.result.type.llvm}, align 64")
+            elif op.name == "scratch":
+                self._reserve(op)
+        tiles = lower_tiles.registers(function)
+        if tiles and not self.target.has_tiles:
+            raise KernelError(f"{function.name}: {self.target.isa} has no tile registers; take a kernel without them")
+        if tiles:
+            lower_tiles.configure(self, tiles, symbol)
         self.lines.append("  br label %head")
         self.lines.append("head:\n  %task = phi i64 [ %begin, %entry ], [ %next, %latch ]")
         self.lines.append("  %more = icmp slt i64 %task, %end\n  br i1 %more, label %body, label %exit\nbody:")
         self.names["task"] = "%task"
         self.body(function.body)
-        self.lines.append(
-            "  br label %latch\nlatch:\n  %next = add i64 %task, 1\n  br label %head\nexit:\n  ret void\n}"
-        )
+        self.lines.append("  br label %latch\nlatch:\n  %next = add i64 %task, 1\n  br label %head\nexit:")
+        if tiles:
+            lower_tiles.release(self)
+        self.lines.append("  ret void\n}")
+
+    def _reserve(self, op: Op) -> None:
+        """Room on the stack, taken once: in a loop every turn would take more."""
+        assert op.result is not None and isinstance(op.result.type, Pointer)
+        name = self.names[op.result.name] = f"%scratch{op.result.name}"
+        room = f"[{op.attributes['count']} x {op.result.type.dtype.llvm}]"
+        self.lines.append(f"  {name} = alloca {room}, align 64")
 
     def _param(self, slot: int, param: Value) -> None:
         address = self.line(f"getelementptr i64, ptr %args, i64 {slot}")
@@ -87,6 +103,21 @@ class _KernelEmitter(Emitter):
         self.declarations.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         locality = 4 - op.attributes["level"]  # 3 asks for the nearest cache
         self.lines.append(f"  call void @llvm.prefetch.p0(ptr {address}, i32 0, i32 {locality}, i32 1)")
+
+    def _scratch(self, op: Op) -> None:
+        """Reserved when the function began."""
+
+    def _tile_zero(self, op: Op) -> None:
+        lower_tiles.zero(self, op)
+
+    def _tile_load(self, op: Op) -> None:
+        lower_tiles.load(self, op, self._address(op))
+
+    def _tile_store(self, op: Op) -> None:
+        lower_tiles.store(self, op, self._address(op))
+
+    def _tile_dot4(self, op: Op) -> None:
+        lower_tiles.dot4(self, op)
 
     def _var(self, op: Op) -> None:
         assert op.result is not None

@@ -19,6 +19,9 @@ _ARM_FEATURES = {
     "i8mm": ("i8mm", "hw.optional.arm.FEAT_I8MM"),
 }
 
+_TILE_FEATURES = frozenset({"amx-tile", "amx-int8", "amx-bf16"})
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18
+
 
 def architecture() -> str:
     """LLVM's name of this CPU's architecture: x86_64, aarch64, ..."""
@@ -33,7 +36,19 @@ def host_features() -> frozenset[str]:
         known = frozenset(name for name, is_on in llvm.get_host_cpu_features().items() if is_on)
     except RuntimeError:  # LLVM cannot tell on this system
         known = frozenset()
-    return known | arm_features() if architecture() == "aarch64" else known
+    if architecture() == "aarch64":
+        return known | arm_features()
+    return known if known.isdisjoint(_TILE_FEATURES) or may_use_tiles() else known - _TILE_FEATURES
+
+
+def may_use_tiles() -> bool:
+    """Ask Linux for the tile registers, whose 8 KiB of state every thread of this process then has room for.
+
+    Elsewhere, and where the kernel says no (an older one, a filter on system calls), the CPU counts as one without.
+    """
+    if sys.platform != "linux" or architecture() != "x86_64":
+        return False
+    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0)
 
 
 def arm_features() -> frozenset[str]:

@@ -12,8 +12,11 @@ import numpy as np
 
 from lutra.compiler.instructions import MEANING, bitcast, convert
 from lutra.compiler.ir import Function, Op, Value
+from lutra.compiler.tile_registers import Tile
 from lutra.compiler.types import Pointer, Type
 from lutra.errors import KernelError
+
+GARBAGE = 0xA5  # in each byte of scratch memory at first
 
 State = dict[str, Any]  # value name → number, vector, or (for pointers) flat array
 
@@ -91,12 +94,16 @@ def _extract(op: Op, state: State) -> None:
 def _span(op: Op, state: State, lanes: int) -> tuple[Any, int]:
     pointer, index = op.operands[:2]
     buffer, start = state[pointer.name], int(state[index.name])
+    _check_span(op, buffer, start, lanes)
+    return buffer, start
+
+
+def _check_span(op: Op, buffer: np.ndarray, start: int, lanes: int) -> None:
     if start < 0 or start + lanes > buffer.size:
         raise KernelError(
             f"{op.location}: {op.name} of elements {start}..{start + lanes - 1} "
-            f"leaves {pointer.name}[0..{buffer.size - 1}]"
+            f"leaves {op.operands[0].name}[0..{buffer.size - 1}]"
         )
-    return buffer, start
 
 
 def _load(op: Op, state: State) -> None:
@@ -109,6 +116,46 @@ def _store(op: Op, state: State) -> None:
     value = op.operands[2]
     buffer, start = _span(op, state, value.type.lanes)
     buffer[start : start + value.type.lanes] = state[value.name]
+
+
+def _scratch(op: Op, state: State) -> None:
+    assert op.result is not None and isinstance(op.result.type, Pointer)
+    dtype = np.dtype(op.result.type.dtype.numpy)
+    _define(op, state, np.full(op.attributes["count"] * dtype.itemsize, GARBAGE, np.uint8).view(dtype))
+
+
+def _rows(op: Op, state: State) -> list[np.ndarray]:
+    """The elements of a buffer that are the rows of a tile."""
+    tile, (pointer, index, stride) = op.attributes["tile"], op.operands
+    first, step, buffer = int(state[index.name]), int(state[stride.name]), state[pointer.name]
+    starts = [first + row * step for row in range(tile.rows)]
+    for start in starts:
+        _check_span(op, buffer, start, tile.columns)
+    return [buffer[start : start + tile.columns] for start in starts]
+
+
+def _tile_zero(op: Op, state: State) -> None:
+    tile = op.attributes["tile"]
+    state[_register(tile)] = np.zeros((tile.rows, tile.columns), tile.dtype.numpy)
+
+
+def _tile_load(op: Op, state: State) -> None:
+    state[_register(op.attributes["tile"])] = np.stack(_rows(op, state))
+
+
+def _tile_store(op: Op, state: State) -> None:
+    for row, values in zip(_rows(op, state), state[_register(op.attributes["tile"])], strict=True):
+        row[:] = values
+
+
+def _tile_dot4(op: Op, state: State) -> None:
+    sums, left, right = (state[_register(op.attributes[name])] for name in ("tile", "left", "right"))
+    columns = right.reshape(len(right), -1, 4).transpose(0, 2, 1).reshape(left.shape[1], -1)  # [4K, N]
+    sums += left.astype(np.int32) @ columns.astype(np.int32)
+
+
+def _register(tile: Tile) -> str:
+    return f"tile {tile.number}"
 
 
 def _loop(op: Op, state: State) -> None:
@@ -141,6 +188,11 @@ _SPECIAL = {
     "load": _load,
     "store": _store,
     "prefetch": lambda op, state: None,
+    "scratch": _scratch,
+    "tile_zero": _tile_zero,
+    "tile_load": _tile_load,
+    "tile_store": _tile_store,
+    "tile_dot4": _tile_dot4,
     "loop": _loop,
     "when": _when,
     "var": _copy,

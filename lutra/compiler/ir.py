@@ -59,7 +59,9 @@ class Function:
     @property
     def stores(self) -> tuple[str, ...]:
         """Names of the pointers it writes through, sorted."""
-        return tuple(sorted({op.operands[0].name for op in self.walk() if op.name == "store"}))
+        params = {param.name for param in self.params}
+        written = {op.operands[0].name for op in self.walk() if op.name in ("store", "tile_store")}
+        return tuple(sorted(written & params))
 
 
 def to_text(function: Function) -> str:

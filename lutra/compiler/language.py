@@ -37,13 +37,14 @@ from lutra.compiler.lanes import (
     splat,
     sqrt,
 )
-from lutra.compiler.memory import load, prefetch, store
+from lutra.compiler.memory import load, prefetch, scratch, store
+from lutra.compiler.tile_registers import Tile
 from lutra.compiler.types import Pointer, bf16, f16, f32, i1, i8, i16, i32, i64, u8, u16, u32
 from lutra.compiler.values import Operand, Var, const, var
 
 __all__ = [
-    "Operand", "Pointer", "Value", "Var", "absolute", "bf16", "bitcast", "concat", "const", "convert", "dot4",
+    "Operand", "Pointer", "Tile", "Value", "Var", "absolute", "bf16", "bitcast", "concat", "const", "convert", "dot4",
     "dot4_sum", "extract", "fma", "f16", "f32", "i1", "i16", "i32", "i64", "i8", "load", "lookup", "loop", "maximum",
-    "minimum", "prefetch", "reduce_add", "reduce_max", "round_even", "select", "shuffle", "splat", "sqrt", "store",
-    "u16", "u32", "u8", "var", "when",
+    "minimum", "prefetch", "reduce_add", "reduce_max", "round_even", "scratch", "select", "shuffle", "splat", "sqrt",
+    "store", "u16", "u32", "u8", "var", "when",
 ]  # fmt: skip

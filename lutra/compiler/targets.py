@@ -1,6 +1,6 @@
 """The instruction sets kernels can be compiled for, as rows: which CPU features each may use.
 
-`LUTRA_ISA=avx512|avxvnni|avx2|i8mm|dotprod|neon|portable` forces one.  A feature the running CPU lacks is never
+`LUTRA_ISA=amx|avx512|avxvnni|avx2|i8mm|dotprod|neon|portable` forces one.  A feature the running CPU lacks is never
 enabled, so no kernel can hold an illegal instruction.
 """
 
@@ -15,6 +15,7 @@ from lutra.errors import LutraError
 
 _V3 = "sse3 ssse3 sse4.1 sse4.2 popcnt avx avx2 fma f16c bmi bmi2 lzcnt movbe"
 _ANY = ""
+TILES = frozenset({"amx-tile", "amx-int8"})  # of matrices, see tile_registers.py
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,17 @@ class Target:
     architecture: str  # LLVM's name; "" = every one
     features: frozenset[str]
     tune: str = ""  # the CPU whose timings LLVM's scheduler assumes; "" = LLVM's choice
+    like: str = ""  # the target with the same vectors, whose rows of a table hold where it has none of its own
+
+    @property
+    def vectors(self) -> str:
+        """The name that tables of vectors and registers have it under."""
+        return self.like or self.isa
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether words of tile_registers.py can be compiled."""
+        return TILES <= self.features
 
     @property
     def llvm_features(self) -> str:
@@ -35,13 +47,12 @@ class Target:
 # take 0.45 instructions a weight so, 0.39 scheduled for this one.
 _ARM_TUNE = "neoverse-n1"
 
+_AVX512 = frozenset(f"{_V3} avx512f avx512bw avx512cd avx512dq avx512vl avx512vnni avx512vbmi".split())
+
 # Widest first: the first row of this architecture whose features the CPU has is the default.
 TARGETS = (
-    Target(
-        "avx512",
-        "x86_64",
-        frozenset(f"{_V3} avx512f avx512bw avx512cd avx512dq avx512vl avx512vnni avx512vbmi".split()),
-    ),
+    Target("amx", "x86_64", _AVX512 | TILES, like="avx512"),
+    Target("avx512", "x86_64", _AVX512),
     Target("avxvnni", "x86_64", frozenset(f"{_V3} avxvnni".split())),
     Target("avx2", "x86_64", frozenset(_V3.split())),
     Target("i8mm", "aarch64", frozenset({"neon", "dotprod", "i8mm"}), _ARM_TUNE),
@@ -61,6 +72,11 @@ def of(machine: str) -> tuple[Target, ...]:
 def available() -> tuple[Target, ...]:
     """Every target this CPU can run, widest first; `portable` always."""
     return tuple(target for target in of(architecture()) if target.features <= host_features())
+
+
+def named(isa: str) -> Target:
+    """The target of this name, which this CPU may lack."""
+    return next(target for target in TARGETS if target.isa == isa)
 
 
 def choose(isa: str | None = None) -> Target:

@@ -166,7 +166,7 @@ def bind(
     kv_heads, blocks, head_dim, _ = keys.shape
     room = room or allocate(keys, len(q), heads)
     name, cut, group = float_name(keys), room.cut, heads // kv_heads
-    wanted, registers = TILES.get(targets.choose(isa).isa, TILES["portable"])
+    wanted, registers = TILES.get(targets.choose(isa).vectors, TILES["portable"])
     tile, sums = tile_for(cut, group, tile or wanted), sums or registers
     args = {"q": q, "keys": keys, "values": values, "scores": room.scores, "parts": room.parts, "y": y, "state": state}
     args |= {"q_stride": q.shape[1], "y_stride": y.shape[1], "blocks": blocks, "pieces": cut.pieces}

@@ -231,7 +231,7 @@ def bind_pieces(
     """Arguments and static parameters of everything but queries."""
     head_dim, kv_heads = cache.head_dim, cache.kv_heads
     kind, cut = CODES[cache.kind], room.cut
-    wanted, registers = TILES.get(targets.choose(isa).isa, TILES["portable"])
+    wanted, registers = TILES.get(targets.choose(isa).vectors, TILES["portable"])
     wanted = min(wanted, registers // (kind.per_byte * kind.parts))
     tile = tile_for(cut, heads // kv_heads, tile or wanted)
     vectors = (sums or registers) // (tile * kind.parts)

@@ -29,6 +29,7 @@ from lutra.kernels import (
     vector_tables,
 )
 from lutra.kernels.activations import Activations
+from lutra.kernels.plan import TILE_BLOCKS, tile_blocks
 from lutra.kernels.stored import EXTENTS
 from lutra.kernels.tiles import TiledWeight, tile_dense, tile_mad
 from lutra.kernels.tiles_lut import tile_lut
@@ -49,6 +50,7 @@ ORDERS: dict[tuple[str, int], str] = {("avxvnni", 1): "lut", ("avx2", 1): "lut"}
 # family and ISA → the row blocks worth having, ascending.  16 vector registers hold fewer sums than 32, and 128-bit
 # registers four times fewer still
 ROW_BLOCKS: dict[tuple[str, str], tuple[int, ...]] = {
+    ("mad", "amx"): (1, 2, 4, 16, 32),
     ("mad", "avx512"): (1, 2, 4, 8),
     ("mad", "portable"): (1, 2),
     ("dense", "portable"): (1, 2),
@@ -66,6 +68,7 @@ USUAL_ROW_BLOCKS = (1, 2, 4)
 # for, so that 5 rows cost no more than 5.  Only kernels that leave rows out which are not there, see matmul_mad.py
 FEW_ROWS = 32
 FEW_ROW_BLOCKS: dict[tuple[str, str], tuple[int, ...]] = {
+    ("mad", "amx"): (1, 2, 3, 4, *TILE_BLOCKS["mad"]),
     ("mad", "avx512"): tuple(range(1, 13)),
     ("mad", "avxvnni"): (1, 2, 3, 4),
     ("mad", "avx2"): (1, 2, 3, 4),
@@ -93,16 +96,14 @@ def family(format: Format | VectorFormat, n: int, k: int, isa: str | None = None
 
 def families(format: Format, isa: str | None = None) -> list[str]:
     """The families that take a format, the tables' first.  Raises FormatError where there is none."""
-    usual = ORDERS.get((targets.choose(isa).isa, format.bits), "mad")
+    usual = ORDERS.get((targets.choose(isa).vectors, format.bits), "mad")
     found = [order for order in (usual, *(order for order in TILE if order != usual)) if EXTENTS[order].holds(format)]
     if not found:
         raise FormatError(f"expected a format that some kernel takes, got {format.name}; quantise to another")
     return found
 
 
-def tile(
-    weight: QTensor | VectorWeight | np.ndarray, isa: str | None = None, order: str | None = None
-) -> TiledWeight:
+def tile(weight: QTensor | VectorWeight | np.ndarray, isa: str | None = None, order: str | None = None) -> TiledWeight:
     """The weight in the order of its family: dense for floats, else `order`, by default what `choose` says.
 
     Raises FormatError for element types no kernel reads, and for a format that the wanted order cannot hold.
@@ -119,7 +120,12 @@ def tile(
 
 def row_blocks(order: str, isa: str) -> tuple[int, ...]:
     """The values of tile_m that a family is used with on an instruction set, ascending."""
-    return ROW_BLOCKS.get((order, isa), USUAL_ROW_BLOCKS)
+    return _row(ROW_BLOCKS, order, isa) or USUAL_ROW_BLOCKS
+
+
+def _row(table: dict[tuple[str, str], tuple[int, ...]], order: str, isa: str) -> tuple[int, ...] | None:
+    """The row of a target, or of that with the same vectors."""
+    return table.get((order, isa), table.get((order, targets.named(isa).vectors)))
 
 
 def tile_m(weight: TiledWeight, rows: int, isa: str | None = None) -> int:
@@ -131,11 +137,14 @@ def tile_m(weight: TiledWeight, rows: int, isa: str | None = None) -> int:
     """
     isa = targets.choose(isa).isa
     usual = row_blocks(weight.order, isa)
-    blocks = FEW_ROW_BLOCKS.get((weight.order, isa), usual) if rows <= FEW_ROWS else usual
+    blocks = _row(FEW_ROW_BLOCKS, weight.order, isa) or usual if rows <= FEW_ROWS else usual
     found = tuned.row_block(weight, isa)
     many = found if found in usual and blocks is usual else blocks[-1]
     fitting = [block for block in blocks if block >= rows]
-    return fitting[0] if fitting else min(blocks, key=lambda block: (block > many, _block_cost(rows, block), -block))
+    if fitting:
+        return fitting[0]
+    tiles = tile_blocks(weight.order, isa)
+    return tiles[-1] if tiles else min(blocks, key=lambda block: (block > many, _block_cost(rows, block), -block))
 
 
 def _block_cost(rows: int, block: int) -> float:

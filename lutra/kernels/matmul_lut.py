@@ -266,6 +266,6 @@ def bind(
             tables=x.tables, xs=x.xs, sums=x.sums, chunks=weight.padded_k // CHUNK,
         ),
         isa, format=format, epilogue=epilogue, has_bias=bias is not None, tile_m=tile_m,
-        vectors_at_once=VECTORS_AT_ONCE[targets.choose(isa).isa],
+        vectors_at_once=VECTORS_AT_ONCE[targets.choose(isa).vectors],
     )  # fmt: skip
     return Step(launch, -(-weight.num_pairs // 2), tile_m)

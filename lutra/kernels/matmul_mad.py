@@ -12,15 +12,14 @@ Bounds: a group's int32 sum holds while 127 * 255 * group < 2**31: K < 66,000 in
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
-from math import gcd
 
 import numpy as np
 
+from lutra.compiler import targets
 from lutra.compiler.kernel import kernel
 from lutra.compiler.language import (
     Operand,
@@ -37,27 +36,22 @@ from lutra.compiler.language import (
     load,
     loop,
     minimum,
-    prefetch,
     splat,
     u8,
-    u32,
     var,
     when,
 )
 from lutra.compiler.launch import Step
-from lutra.errors import KernelError
-from lutra.formats.format import Format
-from lutra.kernels import activations, tuned
+from lutra.kernels import matmul_tiles, tuned
 from lutra.kernels.activations import Activations
-from lutra.kernels.beside import Beside, Row, stored_chunk, terms_of
-from lutra.kernels.epilogue import finish_pair, outputs
+from lutra.kernels.beside import Beside, stored_chunk, terms_of
+from lutra.kernels.epilogue import finish_pair
 from lutra.kernels.interleave import Act, interleaved
 from lutra.kernels.levels import Levels, levels_of
-from lutra.kernels.plan import Plan
+from lutra.kernels.mad import W, arguments, row_counts
+from lutra.kernels.plan import Plan, tile_blocks
 from lutra.kernels.tiles import CHUNK, ROWS, TiledWeight
 
-VECTOR = 4 * ROWS  # bytes: one packed word of 16 rows
-PADDED = 16  # rows of activations that buffers hold a multiple of
 QUADS = CHUNK // 4  # operands in a chunk, each meeting 4 activations
 # tile_m → the rows of a shorter block, for the last rows: one less, as the row block is chosen so that few are wasted.
 # The usual blocks have none: their code would take twice as long to compile
@@ -98,7 +92,7 @@ def matmul_mad(
     blocks = (num_rows + (tile_m - 1)) // tile_m
     pair, first = task // blocks, (task % blocks) * tile_m
     w = W(codes, pair, chunks, format, Beside(scales, zeros, mins, super_scales, super_mins, chunks, format))
-    for count, chosen in row_counts(num_rows - first, tile_m):
+    for count, chosen in row_counts(num_rows - first, tile_m, SHORT):
         with when((pair < pairs) if chosen is None else (pair < pairs) & chosen):
             # a row there is not reads the last one, and stores nothing
             rows = [minimum(first + m, num_rows - 1) if m else first for m in range(count)]
@@ -109,12 +103,6 @@ def matmul_mad(
                 outs = [out for one in passes for out in one[m]]
                 with when(first + m < num_rows) if m else nullcontext():
                     finish_pair(outs, y, row * y_stride + y_column, pair, epilogue, bias if has_bias else None)
-
-
-def row_counts(rest: Value, tile_m: int) -> list[tuple[int, Value | None]]:
-    """Numbers of rows that code is made for, and when each is chosen: the fewest that hold the `rest` rows."""
-    short = SHORT.get(tile_m)
-    return [(tile_m, rest > short), (short, rest <= short)] if short else [(tile_m, None)]
 
 
 @dataclass(frozen=True)
@@ -137,44 +125,6 @@ class X:
 
     def sum(self, m: int, group: Operand) -> Value:
         return load(self.sums, self.sums_rows[m] + group)
-
-
-@dataclass(frozen=True)
-class W:
-    """A pair of row tiles of the weight: its codes, which pair, what its bits mean, and the scales beside them."""
-
-    codes: Value
-    pair: Value
-    chunks: Value
-    format: Format
-    beside: Beside
-
-    def words(self, tiles: range, chunk: Operand) -> list[list[Value]]:
-        """Packed words [tile][word] of a chunk, read in the order they lie in memory: u32x16, one row a lane."""
-        words: list[list[Value]] = [[] for _ in tiles]
-        for at, side in self._lines(tiles, chunk):
-            words[side].append(bitcast(load(self.codes, at, VECTOR), u32))
-        return words
-
-    def asks(self, tiles: range, chunk: Operand, ahead: Sequence[tuple[int, int]]) -> list[Act]:
-        """What asks for the lines that lie ahead of a chunk's, one call a line."""
-        lines = [at for at, _ in self._lines(tiles, chunk)]
-        return [partial(prefetch, self.codes, at + distance, level) for at in lines for level, distance in ahead]
-
-    def _lines(self, tiles: range, chunk: Operand) -> list[tuple[Value, int]]:
-        """Where the vectors of a chunk start, and whose of `tiles` they are."""
-        start = (self.pair * (self.chunks * self.format.terms) + chunk) * (self.format.bits * 2 * VECTOR)
-        places = [(word, side, tile) for word in range(self.format.bits) for side, tile in enumerate(tiles)]
-        return [(start + (2 * word + tile) * VECTOR, side) for word, side, tile in places]
-
-    @property
-    def group_bytes(self) -> int:
-        """Bytes of codes of a group, of both tiles; as if endless where a row is one group."""
-        f = self.format
-        return f.group_size * f.bits * f.terms * 2 * ROWS // 8 or sys.maxsize
-
-    def rows(self, tile: int) -> Row:
-        return Row(self.pair, tile * ROWS, ROWS)
 
 
 class Chunk:
@@ -356,20 +306,13 @@ def bind(
     shape    the plan; None takes the one measured best, else the table's
     Raises KernelError when the buffers do not fit the weight.
     """
-    format = weight.format
-    if format is None or weight.order != "mad":
-        raise KernelError(f"expected a weight in mad order, got {weight.order}; make it with tiles.tile_mad")
-    multiple = gcd(tile_m, PADDED)  # other rows of a block are not touched unless they are there
-    written = outputs(weight, y, state, column, epilogue, bias, multiple)
-    activations.check(x, weight, multiple, "")
+    if tile_m in tile_blocks("mad", targets.choose(isa).isa):
+        return matmul_tiles.bind(
+            weight, x, y, state, epilogue=epilogue, bias=bias, column=column, tile_m=tile_m, isa=isa
+        )
     launch = matmul_mad.bind(
-        written | dict(
-            codes=weight.codes, scales=weight.scales, zeros=weight.zeros, mins=weight.mins,
-            super_scales=weight.super_scales, super_mins=weight.super_mins,
-            xq=x.xq, xs=x.xs, sums=x.sums, chunks=weight.padded_k // CHUNK,
-            xq_stride=x.xq.shape[1], xs_stride=x.xs.shape[1], sums_stride=x.sums.shape[1],
-        ),
-        isa, format=format, epilogue=epilogue, has_bias=bias is not None, tile_m=tile_m,
+        arguments(weight, x, y, state, epilogue, bias, column, tile_m),
+        isa, format=weight.format, epilogue=epilogue, has_bias=bias is not None, tile_m=tile_m,
         plan=shape or tuned.plan(weight, tile_m, isa),
     )  # fmt: skip
     return Step(launch, weight.num_pairs, tile_m)

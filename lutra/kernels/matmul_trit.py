@@ -158,12 +158,10 @@ def add_steps(acc: Sums, source: Source, first: Value, count: int) -> None:
 
 def looks_up(tile_m: int, isa: str | None = None) -> bool:
     """Whether sums are looked up for so many rows of activations at once, or trits taken out of bytes."""
-    return tile_m == 1 and targets.choose(isa).isa in LOOKING_UP
+    return tile_m == 1 and targets.choose(isa).vectors in LOOKING_UP
 
 
-def bind_inputs(
-    x: Activations, state: np.ndarray, row_blocks: Iterable[int], *, isa: str | None = None
-) -> list[Step]:
+def bind_inputs(x: Activations, state: np.ndarray, row_blocks: Iterable[int], *, isa: str | None = None) -> list[Step]:
     """What fills x, from x.xq, for kernels bound with any of `row_blocks` as tile_m."""
     forms = {True: trit_tables.bind, False: trit_places.bind}
     return [forms[one](x, state, isa=isa) for one in sorted({looks_up(tile_m, isa) for tile_m in row_blocks})]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from lutra.compiler import targets
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -78,8 +80,11 @@ OTHERWISE = Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=AHEAD)
 
 def plan_for(order: str, isa: str, tile_m: int) -> Plan:
     """The plan of a kernel family for `tile_m` rows of activations at once."""
-    return PLANS.get((order, isa, tile_m)) or USUAL.get((order, tile_m), OTHERWISE)
+    return PLANS.get((order, targets.named(isa).vectors, tile_m)) or USUAL.get((order, tile_m), OTHERWISE)
 
+
+# A tile has 16 rows at most, and takes as long as it has
+TILE_BLOCKS: dict[str, tuple[int, ...]] = {"mad": (8, 12, 16, 20, 24, 28, 32)}
 
 # What a search tries: (tiles, accumulators, unroll, in_place), and distances of prefetching into the first and second
 # cache.  Families without a row have no plan
@@ -93,9 +98,14 @@ SHAPES: dict[str, tuple[tuple[int, int, int, bool], ...]] = {
 DISTANCES = ((0, 0), (4096, 0), (AHEAD, 0), (NEAR, FAR), (NEAR, 2 * FAR), (0, FAR))
 
 
+def tile_blocks(order: str, isa: str) -> tuple[int, ...]:
+    """The row blocks of a family that tile registers multiply (matmul_tiles.py), which has no plan."""
+    return TILE_BLOCKS.get(order, ()) if targets.named(isa).has_tiles else ()
+
+
 def shapes(order: str, isa: str, tile_m: int) -> list[Plan]:
-    """The table's plan, then every other shape with its prefetching; empty for a family without plans."""
-    if order not in SHAPES:
+    """The table's plan, then every other shape with its prefetching; empty where a kernel has no plan."""
+    if order not in SHAPES or tile_m in tile_blocks(order, isa):
         return []
     usual = plan_for(order, isa, tile_m)
     others = [replace(usual, tiles=t, accumulators=a, unroll=u, in_place=p) for t, a, u, p in SHAPES[order]]

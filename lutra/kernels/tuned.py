@@ -27,7 +27,7 @@ from lutra.kernels.plan import Plan, candidates, plan_for
 from lutra.kernels.tiles import TiledWeight
 
 DECODE, PREFILL = "decode", "prefill"  # one row at a time · more rows than the largest block
-ROW_BLOCKS = (1, 2, 4, 8, 16)  # buffers are padded to 16 rows
+ROW_BLOCKS = (1, 2, 4, 8, 16, 32)
 GAIN = 0.9  # another family must take less than this of the usual one's time: it is chosen once, for all uses
 
 TYPES = {"order": str, "kind": str, "n": int, "k": int, "use": str, "tile_m": int, "row_us": float}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lutra import __version__
-from lutra.compiler import jit
+from lutra.compiler import jit, targets
 from lutra.compiler.kernel import Launch, kernel
 from lutra.compiler.language import Pointer, const, dot4, i8, i32, i64, load, loop, prefetch, store, u8, var
 from lutra.compiler.launch import Program, Step, Workers
@@ -138,7 +138,7 @@ def _task_operations() -> int:
 
 
 def _side() -> int:
-    return SIDES.get(isa(), NARROW_SIDE)
+    return SIDES.get(targets.choose().vectors, NARROW_SIDE)
 
 
 def _multiply_step(tasks: int) -> Step:

@@ -19,7 +19,7 @@ from lutra.model.config import ModelConfig
 from lutra.model.program import Recorder, Scratch
 from lutra.model.weights import Weights
 
-CHUNK = 64  # rows of a prompt that go through the layers together
+CHUNK = 128  # rows of a prompt that go through the layers together
 
 
 class Transformer:

@@ -174,7 +174,8 @@ class Search:
         return [
             option
             for option in others
-            if predicted[option].time_us <= limit and predicted[option].live_bytes <= REGISTER_BYTES[isa]
+            if predicted[option].time_us <= limit
+            and predicted[option].live_bytes <= REGISTER_BYTES[targets.named(isa).vectors]
         ]
 
     def predict(self, trial: Trial, option: Option) -> Predicted:
