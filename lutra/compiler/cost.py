@@ -29,6 +29,8 @@ _WORK = {
 _EFFORT = {"dot4": 1.0, "dot4_sum": 1.0, "lookup": 1.0, "shuffle": 1.0, "mul": 1.0, "fma": 1.0, "convert": 1.0}
 _FREE = dict.fromkeys(("const", "var", "get", "set", "bitcast", "splat"), 0.0)  # registers, or part of their user
 _OTHER = 0.5
+# The same of a row of a tile: a product takes a cycle, a row of memory half of one, or the only store of one
+_TILE_ROWS = {"tile_dot4": 2.0, "tile_load": 1.0, "tile_store": 2.0, "tile_zero": 0.0}
 _DOT_BYTES, _DOT_OPS = 64, 128  # a dot product of 64 bytes is 128 int8 operations
 
 # Scalar operations that lead from a kernel's numbers to the bounds of its loops.
@@ -67,10 +69,21 @@ def _count_op(op: Op, totals: Counter[str]) -> None:
         totals["load_bytes"] += _bytes(op.result)
     elif op.name == "store":
         totals["store_bytes"] += _bytes(op.operands[2])
+    elif op.name == "tile_load":
+        totals["load_bytes"] += _tile_bytes(op)
+    elif op.name == "tile_store":
+        totals["store_bytes"] += _tile_bytes(op)
+    elif op.name == "tile_dot4":
+        left, right = op.attributes["left"], op.attributes["right"]
+        totals["int8_ops"] += 2 * left.rows * left.columns * right.columns // 4
     elif op.name in _WORK and op.result is not None:
         kind, work = _WORK[op.name]
         times = len(op.operands) // 2 if op.name == "dot4_sum" else 1
         totals[kind] += work * times * op.result.type.lanes
+
+
+def _tile_bytes(op: Op) -> int:
+    return int(op.attributes["tile"].rows * op.attributes["tile"].row_bytes)
 
 
 def _bytes(value: Value) -> int:
@@ -114,7 +127,8 @@ def predict_us(work: Work, tasks: int, sizes: Mapping[str, int], gb_per_s: float
     sizes                 pointer → bytes of its buffer
     gb_per_s, int8_gops   1e9 bytes and 1e9 int8 operations a second, of the threads that will run it
     """
-    moved = sum(min(tasks * num_bytes, sizes[name]) for name, num_bytes in work.moved.items())
+    # scratch memory, which has no size here, stays in the nearest cache
+    moved = sum(min(tasks * num_bytes, sizes[name]) for name, num_bytes in work.moved.items() if name in sizes)
     compute_us = tasks * work.vectors * _DOT_OPS / int8_gops / 1e3
     return max(moved / gb_per_s / 1e3, compute_us)
 
@@ -131,6 +145,8 @@ def _work_of(body: list[Op], numbers: dict[str, int]) -> Work:
         own_bytes += _bytes(_result(op)) if op.name == "var" and _result(op).type.lanes > 1 else 0
         if op.name in ("load", "store"):
             moved[op.operands[0].name] += _bytes(_value(op))
+        elif op.name in ("tile_load", "tile_store"):
+            moved[op.operands[0].name] += _tile_bytes(op)
         if op.body:
             turns = _turns(op, numbers)
             inner = _work_of(op.body, numbers)
@@ -165,6 +181,8 @@ def _fold(op: Op, numbers: dict[str, int]) -> None:
 
 def _effort(op: Op) -> float:
     """Dot products of 64 bytes that take as long as this operation; 0 for scalars and control flow."""
+    if op.name in _TILE_ROWS:
+        return _TILE_ROWS[op.name] * float(op.attributes["tile"].rows)
     if op.result is None and op.name != "store" or _value(op).type.lanes == 1:
         return 0.0
     times = len(op.operands) // 2 if op.name == "dot4_sum" else 1

@@ -143,8 +143,9 @@ def tile_m(weight: TiledWeight, rows: int, isa: str | None = None) -> int:
     fitting = [block for block in blocks if block >= rows]
     if fitting:
         return fitting[0]
-    tiles = tile_blocks(weight.order, isa)
-    return tiles[-1] if tiles else min(blocks, key=lambda block: (block > many, _block_cost(rows, block), -block))
+    if many in tile_blocks(weight.order, isa):
+        return many
+    return min(blocks, key=lambda block: (block > many, _block_cost(rows, block), -block))
 
 
 def _block_cost(rows: int, block: int) -> float:

@@ -36,6 +36,7 @@ from lutra.compiler.language import (
 from lutra.errors import LutraError
 from lutra.machine.limits import measure
 from lutra.machine.system import affinity_cores, caches, cgroup_cores, cpu_name, isa, usable_cores
+from lutra.machine.tile_rate import arguments, multiply_tiles, tile_gops
 
 PROBE_CODES = 256  # weights of the self-test
 
@@ -53,6 +54,7 @@ def report() -> str:
         "kernels": f"{isa()}" + (f"; also {', '.join(others)}" if others else ""),
         "reading": _rates("GB/s", now.cores, now.gb_per_s_one, now.gb_per_s),
         "int8": _rates("Gop/s", now.cores, now.int8_gops_one, now.int8_gops),
+        **_tiles(),
         "cache": str(jit.cache_folder()),
         "versions": f"lutra {__version__}, Python {platform.python_version()}, NumPy {np.__version__}, LLVM {_llvm()}",
     }
@@ -65,6 +67,14 @@ def _size(size_bytes: int) -> str:
 
 def _rates(unit: str, cores: int, one: float, every: float) -> str:
     return f"{one:.1f} {unit} on 1 thread" + (f", {every:.1f} {unit} on {cores}" if cores > 1 else "")
+
+
+def _tiles() -> dict[str, str]:
+    """The rate of tile registers, where the instruction set has them."""
+    if not targets.choose().has_tiles:
+        return {}
+    cores = usable_cores()
+    return {"tiles": _rates("Gop/s", cores, tile_gops(1), tile_gops(cores))}
 
 
 def _llvm() -> str:
@@ -103,6 +113,8 @@ def self_test() -> list[tuple[str, bool, str]]:
 def _test(name: str, args: dict[str, Any]) -> tuple[str, bool, str]:
     try:
         probe.check(args, 2, name)
+        if targets.named(name).has_tiles:
+            multiply_tiles.check(arguments(tasks=2), 2, name, turns=4)
     except LutraError as error:
         return name, False, str(error)
     return name, True, "dot products, lookups, f16, square roots equal their definition bit for bit"

@@ -94,7 +94,7 @@ def read_gb_per_s(threads: int, seconds: float | None = None) -> float:
         for near, far in PREFETCH_BYTES
         for part in parts
     ]
-    return parts[0].size / 1e9 / _best_s(steps, threads, seconds)
+    return parts[0].size / 1e9 / best_s(steps, threads, seconds)
 
 
 def read_programs(num_bytes: int) -> list[Program]:
@@ -125,7 +125,7 @@ def bytes_read(program: Program) -> int:
 def int8_gops(threads: int, seconds: float | None = None) -> float:
     """Best rate of int8 operations on `threads` threads, in 1e9 a second."""
     tasks = 8 * threads
-    return _task_operations() * tasks / 1e9 / _best_s([_multiply_step(tasks)], threads, seconds)
+    return _task_operations() * tasks / 1e9 / best_s([_multiply_step(tasks)], threads, seconds)
 
 
 def multiply_program(operations: int) -> Program:
@@ -151,7 +151,7 @@ def _multiply_step(tasks: int) -> Step:
     return Step(multiply_bytes.bind(args, side=_side()), tasks, 0)
 
 
-def _best_s(steps: Sequence[Step], threads: int, seconds: float | None) -> float:
+def best_s(steps: Sequence[Step], threads: int, seconds: float | None) -> float:
     """Shortest wall time of any step, all of them run in turn for `seconds` (SECONDS), at least once.
 
     Many short runs, because the best of them counts: on a busy machine few are left alone on all their cores.

@@ -170,12 +170,12 @@ class Search:
     def promising(self, trial: Trial, usual: Option, others: Sequence[Option], isa: str) -> list[Option]:
         """Options whose sums fit into registers and whose predicted time is not far from the best."""
         predicted = {option: self.predict(trial, option) for option in (usual, *others)}
+        registers = REGISTER_BYTES[targets.named(isa).vectors]
         limit = SLOWER * min(found.time_us for found in predicted.values())
         return [
             option
             for option in others
-            if predicted[option].time_us <= limit
-            and predicted[option].live_bytes <= REGISTER_BYTES[targets.named(isa).vectors]
+            if predicted[option].time_us <= limit and predicted[option].live_bytes <= registers
         ]
 
     def predict(self, trial: Trial, option: Option) -> Predicted:

@@ -112,11 +112,11 @@ def test_any_number_of_rows_and_none_beyond(name, isa):
     Formats after the first take fewer of them: each block is a kernel to compile.
     """
     w, most = random_weight(catalog.find(name), 33, 97), 33
-    tiled, x = tile_mad(w), random_activations(w, most, 48)
-    want = integer.matmul(x.xq[:most], x.xs[:most], w)
+    tiled, x = tile_mad(w), random_activations(w, 48, 48)
+    want = integer.matmul(x.xq, x.xs, w)
     chosen = [(m, choose.tile_m(tiled, m, isa)) for m in (range(1, most + 1) if name == ONE_PER_KIND[0] else FEW)]
     blocks = {block for _, block in chosen}
-    for m, tile_m in [*chosen, *((m, block) for block in blocks for m in {1, block + 1, 2 * block - 1})]:
+    for m, tile_m in [*chosen, *((m, block) for block in blocks for m in {1, block + 1, 2 * block - 1} if m <= 48)]:
         y = np.full((48, tiled.padded_n), np.nan, np.float32)
         run(matmul_mad.bind(tiled, x, y, state(m), epilogue="store", tile_m=tile_m, isa=isa), m)
         assert y[:m, :33].tobytes() == want[:m].tobytes(), (m, tile_m)

@@ -51,7 +51,7 @@ def test_a_roof_of_given_work_does_that_work(small):
         assert [step.tasks for step in program.steps] == [4, 4, 3]
         assert limits.bytes_read(program) == 11 * limits.BLOCK_BYTES
         program.run(Workers(2), 0)
-    side = limits.SIDES.get(limits.isa(), limits.NARROW_SIDE)
+    side = limits._side()
     (step,) = limits.multiply_program(10 * 2 * 64 * side**2 * limits.TURNS).steps
     assert step.tasks == 10
     step.launch.run(0, step.tasks)
