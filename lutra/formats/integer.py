@@ -10,8 +10,8 @@ Shapes    M rows of activations, N output features, K input features (the summed
           G groups of weights along K that share one scale, or T of them where weights are sums of T terms
 Bounds    |activation| <= 127 and 0 <= code <= 255, so |acc| <= group_size * 255 * 127 < 2**31: QTensor keeps
           groups short enough.  Levels of tables are int8.  int32 is exact everywhere below
-Floats    every operation is one f32 operation rounded once.  A multiply and an add are never fused, here or in a
-          kernel, and groups are added in ascending order, so all machines agree bit for bit
+Floats    every operation is one f32 operation rounded once.  A group's product and the sum it goes into are one such
+          operation, lutra/fused.py; groups are added in ascending order, so all machines agree bit for bit
 Sources   BitNet b1.58, arXiv 2402.17764, section 2: absmax int8 activations per token
           T-MAC, arXiv 2407.00088: one table lookup per bit plane
           LUT Tensor Core, arXiv 2408.06003: a bit means +1 or -1, not 1 or 0
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lutra import fused
 from lutra.errors import FormatError
 from lutra.formats import packing
 from lutra.formats.qtensor import QTensor
@@ -98,7 +99,7 @@ def matmul(xq: np.ndarray, xs: np.ndarray, w: QTensor) -> np.ndarray:
 
     xq       int8 [M, K]
     xs       f32  [M, 1] or [M, G]     one scale per row, or one per weight group
-    returns  f32  [M, N]               not fused: each *, + and conversion rounds once
+    returns  f32  [M, N]               rounded as scale_groups says
 
     >>> from lutra.formats import catalog
     >>> codes = np.array([[2, 0, 1, 2]], np.uint8)                                 # ternary: +1 -1 0 +1
@@ -118,7 +119,8 @@ def scale_groups(acc: np.ndarray, xsum: np.ndarray, xs: np.ndarray, w: QTensor) 
     returns  f32   [M, N]
 
     For each group in ascending order: its terms in ascending order, then its min.  A stored scale is first widened to
-    f32; of two levels the product is rounded (QTensor.scale_values); then scale * xs, then acc * that, then the sum.
+    f32; of two levels the product is rounded (QTensor.scale_values); then scale * xs is; then the sum of all before
+    plus f32(acc) * that, once for both.
     """
     terms, num_groups = w.format.terms, xsum.shape[1]
     scales, mins = w.scale_values(), None if w.mins is None else w.min_values()
@@ -130,10 +132,10 @@ def scale_groups(acc: np.ndarray, xsum: np.ndarray, xs: np.ndarray, w: QTensor) 
     for g in range(num_groups):                                                    # ascending: the order is the meaning
         for column in range(g * terms, (g + 1) * terms):
             scale = scales[:, column] * xs[:, g, None]                             # [M, N]
-            out = out + acc[:, :, column].astype(np.float32) * scale
+            out = fused.fma(acc[:, :, column].astype(np.float32), scale, out)
         if mins is not None:
             least = mins[:, g] * xs[:, g, None]
-            out = out + xsum[:, g, None].astype(np.float32) * least
+            out = fused.fma(xsum[:, g, None].astype(np.float32), least, out)
     return out
 
 

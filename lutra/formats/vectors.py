@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lutra import fused
 from lutra.errors import FormatError
 from lutra.formats import catalog, packing
 from lutra.formats.catalog import int8
@@ -210,7 +211,7 @@ def matmul(xq: np.ndarray, xs: np.ndarray, w: VectorWeight) -> np.ndarray:
 
     xq       int8 [M, padded K]
     xs       f32  [M, 1]
-    returns  f32  [M, N]   scale * xs, then the sum times that; each *, + and conversion rounds once
+    returns  f32  [M, N]   scale * xs, then the sum times that, as integer.scale_groups rounds it
 
     >>> books = np.zeros((1, 256, 2), np.int8)
     >>> books[0, :2] = [[1, 2], [3, -1]]
@@ -222,7 +223,7 @@ def matmul(xq: np.ndarray, xs: np.ndarray, w: VectorWeight) -> np.ndarray:
     [[12.0]]
     """
     acc = lookup_dot(build_tables(xq, w.books), w.indices)
-    result: np.ndarray = np.float32(0) + acc.astype(np.float32) * (w.scales.T * xs)
+    result: np.ndarray = fused.fma(acc.astype(np.float32), w.scales.T * xs, np.float32(0))
     return result
 
 

@@ -33,6 +33,7 @@ from lutra.compiler.language import (
     convert,
     dot4,
     f32,
+    fma,
     i8,
     i32,
     i64,
@@ -116,12 +117,14 @@ def matmul_lut(
                         dots = code_sums(acc[m][part], xsum, shape)
                         if format.offset == "zeros":
                             dots = dots - beside.zero(place, group) * splat(xsum, ROWS)
-                        outs[m][part] += convert(dots, f32) * (beside.scale(place, group, term) * x_scale)
+                        scale, out = beside.scale(place, group, term) * x_scale, outs[m][part]
+                        out.set(fma(convert(dots, f32), scale, out.get()))
             for m, row in enumerate(rows if format.offset == "mins" else []):
                 xsum, x_scale = shape.inputs(sums, xs, row, group)
                 for part in range(PARTS):
                     low = beside.low(Row(tile * 2 + part // 2, part % 2 * ROWS, ROWS), group)
-                    outs[m][part] += splat(convert(xsum, f32), ROWS) * (low * x_scale)
+                    out = outs[m][part]
+                    out.set(fma(splat(convert(xsum, f32), ROWS), low * x_scale, out.get()))
         for side in range(2):
             pair = tile * 2 + side
             with when(pair < pairs):

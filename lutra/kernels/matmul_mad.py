@@ -30,6 +30,7 @@ from lutra.compiler.language import (
     convert,
     dot4_sum,
     f32,
+    fma,
     i8,
     i32,
     i64,
@@ -262,21 +263,22 @@ def group_spans(first: Value, per_group: int, unroll: int) -> Spans:
 
 
 def scale_term(outs: list, sums: Sums, w: W, x: X, side: int, tile: int, group: Operand, term: Operand) -> None:
-    """out += f32(sum of (level - zero) * xq) * (scale * x_scale)."""
+    """out = fma(f32(sum of (level - zero) * xq), scale * x_scale, out)."""
     scale = w.beside.scale(w.rows(tile), group, term)
     zeros = w.beside.zero(w.rows(tile), group) if w.format.offset == "zeros" else None
     for m, row in enumerate(outs):
         acc = sums.total(m, side)
         if zeros is not None:
             acc = acc - zeros * splat(x.sum(m, group), ROWS)
-        row[side] += convert(acc, f32) * (scale * x_scale(w, x, m, group))
+        row[side].set(fma(convert(acc, f32), scale * x_scale(w, x, m, group), row[side].get()))
 
 
 def add_mins(outs: list, w: W, x: X, side: int, tile: int, group: Operand) -> None:
-    """out += f32(sum of xq) * (min * x_scale)."""
+    """out = fma(f32(sum of xq), min * x_scale, out)."""
     low = w.beside.low(w.rows(tile), group)
     for m, row in enumerate(outs):
-        row[side] += splat(convert(x.sum(m, group), f32), ROWS) * (low * x_scale(w, x, m, group))
+        xsum = splat(convert(x.sum(m, group), f32), ROWS)
+        row[side].set(fma(xsum, low * x_scale(w, x, m, group), row[side].get()))
 
 
 def x_scale(w: W, x: X, m: int, group: Operand) -> Value:

@@ -35,6 +35,7 @@ from lutra.compiler.language import (
     convert,
     dot4_sum,
     f32,
+    fma,
     i8,
     i32,
     i64,
@@ -122,7 +123,7 @@ def scaled(sums: list[Value], scales: Value, pair: Value, x_scale: Value, format
     outs = []
     for part, total in enumerate(sums):
         scale = convert(load_as(scales, pair * PAIR + part * ROWS, format.scale_dtype, ROWS), f32)
-        outs.append(0.0 + convert(total, f32) * (scale * x_scale))
+        outs.append(fma(convert(total, f32), scale * x_scale, const(0.0, f32, ROWS)))
     return outs
 
 

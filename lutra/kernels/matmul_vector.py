@@ -31,6 +31,7 @@ from lutra.compiler.language import (
     const,
     convert,
     f32,
+    fma,
     i32,
     i64,
     load,
@@ -109,7 +110,7 @@ def matmul_vector(
                 for m, row in enumerate(rows):
                     x_scale = splat(load(xs, row), ROWS)
                     outs = [
-                        const(0.0, f32, ROWS) + convert(dots[m][side][pair].get(), f32) * (scale[side] * x_scale)
+                        fma(convert(dots[m][side][pair].get(), f32), scale[side] * x_scale, const(0.0, f32, ROWS))
                         for side in range(2)
                     ]
                     finish_pair(outs, y, row * y_stride + y_column, at, epilogue, bias if has_bias else None)

@@ -1,6 +1,7 @@
 """The specification itself: checked by hand, against scalar loops, and its two roads against each other."""
 
 import doctest
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -72,6 +73,22 @@ def test_an_upper_scale_rounds_before_the_activations_scale():
     xq, xs = np.zeros((1, 32), np.int8), np.array([[tenth]], np.float32)
     xq[0, 0] = 1
     assert integer.matmul(xq, xs, w).item() == (np.float32(7) * tenth) * tenth != np.float32(7) * (tenth * tenth)
+
+
+def test_a_product_and_its_sum_round_once():
+    """3 * f32(1/3) is 1 + 2**-25, and f32 has no such number: rounded on its own, it would leave nothing beside -1."""
+    third = np.float32(1 / 3)
+    xq, xs = np.zeros((1, 32), np.int8), np.ones((1, 1), np.float32)
+    xq[0, [0, 16, 17, 18]] = 1
+    groups = QTensor.from_codes(catalog.planes(4, 16, scale_dtype="f32", zero=0), np.ones((1, 32), np.uint8),
+                                np.array([[-1, third]], np.float32))  # fmt: skip
+    assert integer.group_dot(xq, groups).tolist() == [[[1, 3]]]
+    assert integer.matmul(xq, xs, groups).tolist() == [[2**-25]]
+    xq = np.zeros((1, 32), np.int8)
+    xq[0, :3] = 1
+    mins = QTensor.from_codes(catalog.planes(4, 32, scale_dtype="f32", offset="mins"), np.eye(1, 32, dtype=np.uint8),
+                              np.array([[-1]], np.float32), mins=np.array([[third]], np.float32))  # fmt: skip
+    assert integer.matmul(xq, xs, mins).tolist() == [[2**-25]]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +192,14 @@ def test_half_a_table_says_everything():
     assert np.abs(tables).max() == 512
 
 
+def rounded_once(a, b, c):
+    """f32(a * b + c): of the f32 near the exact value the nearest one, of two as near the one whose last bit is 0."""
+    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+    near = np.float32(float(exact))
+    some = [near, np.nextafter(near, np.float32(np.inf)), np.nextafter(near, np.float32(-np.inf))]
+    return min(some, key=lambda x: (abs(Fraction(float(x)) - exact), x.view(np.int32) & 1))
+
+
 def scalar_matmul(xq, xs, w):
     """One output at a time, every operation an f32 scalar, in the order of the contract."""
     form = w.format
@@ -190,10 +215,10 @@ def scalar_matmul(xq, xs, w):
             x_scale = xs[m, min(g, xs.shape[1] - 1)]
             for term in range(form.terms):
                 acc = sum((levels[codes[n, term, k]] - zero) * int(xq[m, k]) for k in columns)
-                out = np.float32(out + np.float32(np.float32(acc) * np.float32(scale_at(w, n, g, term) * x_scale)))
+                out = rounded_once(np.float32(acc), np.float32(scale_at(w, n, g, term) * x_scale), out)
             if w.mins is not None:
                 xsum = sum(int(xq[m, k]) for k in columns)
-                out = np.float32(out + np.float32(np.float32(xsum) * np.float32(min_at(w, n, g) * x_scale)))
+                out = rounded_once(np.float32(xsum), np.float32(min_at(w, n, g) * x_scale), out)
         y[m, n] = out
     return y
 
