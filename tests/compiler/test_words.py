@@ -121,6 +121,25 @@ def test_a_product_and_a_sum_rounded_once(isa, lanes):
         fused_words.check(fused_arguments(4096), 4096 // lanes, isa, lanes=lanes)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lanes", [4, 16, 32])
+def test_a_hard_sum_among_easy_ones(isa, lanes):
+    """A little less than halfway from c to the next f32, which f64 cannot tell from halfway; both lanes' c are odd."""
+    near, nearer = 2**-20, 2**-23
+    hard = [  # around 1; and below 2**-126, where f32 are farther apart
+        (2**-12 * (1 + near), 2**-12 * (1 - near), 1 + 2**-23),
+        (2**-75 * (1 + nearer), 2**-75 * (1 - nearer), 2**-140 + 2**-149),
+    ]
+    assert all(float(fused.fma(*map(np.float32, three))) == three[2] for three in hard)
+    rng = np.random.default_rng(5)
+    args = {name: rng.uniform(1, 2, (lanes + 1, lanes)).astype(np.float32) for name in "abc"}
+    for lane in range(lanes):  # one of them in each vector, but none in the last
+        for name, number in zip("abc", hard[lane % 2], strict=True):
+            args[name][lane, lane] = number
+    flat = {name: array.ravel() for name, array in args.items()}
+    fused_words.check({**flat, "y": np.zeros(flat["a"].size, np.float32)}, lanes + 1, isa, lanes=lanes)
+
+
 def test_rounding_once_is_what_exact_fractions_say():
     args = fused_arguments(400)
     a, b, c = (args[name][8:] for name in "abc")
