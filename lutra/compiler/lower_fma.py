@@ -20,8 +20,8 @@ def fma_in_f64(e: Emitter, op: Op) -> str:
     return e.line(f"call {kind.llvm} @lutra_fma.{kind.lanes}({operands})")
 
 
-# lutra/fused.py, line by line, for LANES lanes, where that is needed: the sum is rounded to f64, then to f32, which is as
-# good as once unless the f64 lies halfway between two f32, the 29 bits that it has more being 100...0, or the f32 is
+# lutra/fused.py, line by line, for LANES lanes, where that is needed: the sum is rounded to f64, then to f32, which is
+# as good as once unless the f64 lies halfway between two f32, the 29 bits that it has more being 100...0, or the f32 is
 # below the usual size.  Both are rare, and finding out takes half of the time.
 TEXT = """define internal FLOAT @lutra_fma.LANES(FLOAT %a, FLOAT %b, FLOAT %c) noinline nounwind {
   %x = fpext FLOAT %a to DOUBLE

@@ -12,6 +12,7 @@ from lutra.kernels.attention import KERNELS as ATTENTION
 from lutra.kernels.matmul_lut import VECTORS_AT_ONCE, matmul_lut
 from lutra.kernels.matmul_mad import matmul_mad
 from lutra.kernels.plan import plan_for
+from lutra.kernels.records import merge_attention
 
 TARGETS = {target.isa: target for target in targets.TARGETS}
 ELF_MACHINE = {"x86_64": 62, "aarch64": 183}  # e_machine, in bytes 18 and 19
@@ -64,11 +65,26 @@ def test_products_and_sums_are_fused_where_a_kernel_says_so(isa):
     assert "fcvtl" in assembly  # f16 by the instruction, not by shifts
 
 
-@pytest.mark.parametrize("isa", ["i8mm", "neon", "avx2"])
-def test_elsewhere_they_stay_two_roundings(isa):
-    assembly = mad(isa, catalog.planes(4, 32)).assembly
-    assert ("fmul" in assembly or "vmulps" in assembly) and ("fadd" in assembly or "vaddps" in assembly)
-    assert not any(fused in assembly for fused in ("fmla", "fmadd", "vfmadd"))
+@pytest.mark.parametrize("isa, fused", [("i8mm", "fmla"), ("neon", "fmla"), ("avx2", "vfmadd"), ("avx512", "vfmadd")])
+def test_each_dot_product_of_a_group_takes_three_instructions_of_floats(isa, fused):
+    """A conversion, scale times scale, the product and the sum: as many of each."""
+    names = count(innermost_loops(mad(isa, catalog.planes(4, 32)).assembly)[0])
+    kinds = (fused, ("fmul", "vmulps"), ("scvtf", "vcvtdq2ps"))
+    numbers = [sum(number for name, number in names.items() if name.startswith(kind)) for kind in kinds]
+    assert numbers[0] > 0 and len(set(numbers)) == 1
+    assert not {"fadd", "vaddps"} & set(names)
+
+
+@pytest.mark.parametrize("isa, names", [
+    ("i8mm", ("fmul", "fadd")), ("neon", ("fmul", "fadd")), ("avx2", ("vmulps", "vaddps")),
+    ("avx512", ("vmulps", "vaddps")),
+])  # fmt: skip
+def test_elsewhere_they_stay_two_roundings(isa, names):
+    """The merge of two records adds products, and does not say fma."""
+    static = dict(heads=4, head_dim=16, num_sums=1, record=48)
+    assembly = cross_compile(merge_attention.trace(**static), TARGETS[isa], "kernel").assembly
+    assert all(name in assembly for name in names)
+    assert not any(fused in assembly for fused in ("fmla", "fmls", "fmadd", "vfm"))
 
 
 def test_waiting_threads_hint_to_an_arm_cpu():
