@@ -30,6 +30,7 @@ from lutra.compiler.language import (
     const,
     convert,
     f32,
+    fma,
     i8,
     i32,
     i64,
@@ -247,7 +248,7 @@ def scale(w: W, x: X, zero: int, sums: Sums, outs: Value, count: int, term: Valu
                 acc = acc - x.sum(m, group) * zero
             if zeros:
                 acc = acc - zeros[side] * x.sum(m, group)
-            add(outs, m * PAIR + side * ROWS, convert(acc, f32) * (its_scale * x_scale))
+            add_product(outs, m * PAIR + side * ROWS, convert(acc, f32), its_scale * x_scale)
     if f.offset == "mins":
         with when(term % f.terms >= f.terms - 1):
             add_mins(w, x, outs, count, group)
@@ -259,11 +260,11 @@ def add_mins(w: W, x: X, outs: Value, count: int, group: Value) -> None:
     for m in rows_of(count):
         x_scale, x_sum = x.scale(m, group if w.format.activation_group else 0), convert(x.sum(m, group), f32)
         for side, low in enumerate(lows):
-            add(outs, m * PAIR + side * ROWS, x_sum * (low * x_scale))
+            add_product(outs, m * PAIR + side * ROWS, x_sum, low * x_scale)
 
 
-def add(outs: Value, at: Value, value: Value) -> None:
-    store(outs, at, load(outs, at, ROWS) + value)
+def add_product(outs: Value, at: Value, a: Value, b: Value) -> None:
+    store(outs, at, fma(a, b, load(outs, at, ROWS)))
 
 
 def heights(count: int) -> list[int]:
