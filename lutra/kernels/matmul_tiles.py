@@ -303,6 +303,12 @@ class Levels:
         return bitcast(codes - self.shift, i8) if self.shift else codes
 
 
+def depth_of(weight: TiledWeight) -> int:
+    """Weights along K in a tile: 64, or what divides a group, or a row that is one."""
+    assert isinstance(weight.format, Format)
+    return gcd(DEEPEST, weight.format.group_size or weight.padded_k)
+
+
 def bind(
     weight: TiledWeight,
     x: Activations,
@@ -321,6 +327,6 @@ def bind(
     launch = matmul_tiles.bind(
         arguments(weight, x, y, state, epilogue, bias, column, tile_m),
         isa, format=weight.format, epilogue=epilogue, has_bias=bias is not None, tile_m=tile_m,
-        depth=gcd(DEEPEST, weight.format.group_size or weight.padded_k),
+        depth=depth_of(weight),
     )  # fmt: skip
     return Step(launch, weight.num_pairs, tile_m)
