@@ -54,6 +54,8 @@ def _place(quad: int, bits: int) -> tuple[int, int]:
 
 def _field(word: Value, right: int, mask: int) -> Value:
     """Move a field to where its bits stand in a code, and clear the rest."""
+    if right > 0 and mask + 1 << right == 256:  # the highest bits of a byte: moved in bytes, ARM has nothing to clear
+        return bitcast(word, u8) >> right
     moved = word >> right if right > 0 else word << -right if right < 0 else word
     return bitcast(moved, u8) if mask == 255 else bitcast(moved, u8) & mask
 
