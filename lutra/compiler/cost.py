@@ -15,6 +15,7 @@ from lutra.compiler.ir import Function, Op, Value
 
 # Operations an int8 or float roof counts, as work per result lane.
 _WORK = {
+    "dot2x2": ("int8_ops", 16),
     "dot4": ("int8_ops", 8),
     "dot4_sum": ("int8_ops", 8),  # of each pair
     "mul": ("lane_ops", 1),
@@ -26,7 +27,7 @@ _WORK = {
 
 # Vector operations in units of a dot product of as many bytes: CPUs start two dot products, byte shuffles or
 # multiplications in a cycle, and three or four of the rest.
-_EFFORT = {"dot4": 1.0, "dot4_sum": 1.0, "lookup": 1.0, "shuffle": 1.0, "mul": 1.0, "fma": 1.0, "convert": 1.0}
+_EFFORT = dict.fromkeys(("dot2x2", "dot4", "dot4_sum", "lookup", "shuffle", "mul", "fma", "convert"), 1.0)
 _FREE = dict.fromkeys(("const", "var", "get", "set", "bitcast", "splat"), 0.0)  # registers, or part of their user
 _OTHER = 0.5
 # The same of a row of a tile: a product takes a cycle, a row of memory half of one, or the only store of one
@@ -186,7 +187,14 @@ def _effort(op: Op) -> float:
     if op.result is None and op.name != "store" or _value(op).type.lanes == 1:
         return 0.0
     times = len(op.operands) // 2 if op.name == "dot4_sum" else 1
-    return times * _FREE.get(op.name, _EFFORT.get(op.name, _OTHER)) * _bytes(_value(op)) / _DOT_BYTES
+    return times * _FREE.get(op.name, _EFFORT.get(op.name, _OTHER)) * _made(op) * _bytes(_value(op)) / _DOT_BYTES
+
+
+def _made(op: Op) -> float:
+    """The part of a result that takes an instruction: a shuffle that repeats itself is made once, as a splat is."""
+    picks = op.attributes["indices"] if op.name == "shuffle" else (0,)
+    period = next(n for n in range(1, len(picks) + 1) if picks == picks[:n] * (len(picks) // n))
+    return period / len(picks)
 
 
 def _value(op: Op) -> Value:

@@ -42,6 +42,22 @@ def dot4_sum(
     return current().emit("dot4_sum", (total, *flat), type_of(total), bound=bound, signed_bound=signed_bound)
 
 
+def dot2x2(acc: Operand, a: Operand, b: Operand, *, bound: int = 255, signed_bound: int = 128) -> Value:
+    """Squares of dot products, exactly: two rows of a times two rows of b, 8 products each, in every four lanes.
+
+    acc[4 s + 2 i + j] + sum of a[16 s + 8 i + t] * b[16 s + 8 j + t] for t = 0..7, with i, j = 0..1
+
+    acc    i32 x 4 S
+    a      u8 x 16 S, every element <= bound
+    b      i8 x 16 S, every magnitude <= signed_bound
+    """
+    total, left, right = value_of(acc), value_of(a), value_of(b)
+    lanes = type_of(total).lanes
+    if lanes % 4 or (total.type, left.type, right.type) != (Type(i32, lanes), Type(u8, 4 * lanes), Type(i8, 4 * lanes)):
+        raise fail(f"dot2x2 needs i32x4S, u8x16S, i8x16S, got {total.type}, {left.type}, {right.type}")
+    return current().emit("dot2x2", (total, left, right), type_of(total), bound=bound, signed_bound=signed_bound)
+
+
 def lookup(table: Operand, index: Operand) -> Value:
     """table[index] for each lane; 16 or 128 entries of 8 bits, every index below that (a promise)."""
     entries, picks = value_of(table), value_of(index)

@@ -31,10 +31,14 @@ class Instruction:
     applies: Callable[[Op], bool] = lambda op: True
 
 
-def _dot4(acc: Array, a: Array, b: Array, bound: int, signed_bound: int) -> Array:
-    assert int(a.max()) <= bound, f"dot4 was promised operands <= {bound}, got {int(a.max())}"
+def _check_promises(a: Array, b: Array, bound: int, signed_bound: int) -> None:
+    assert int(a.max()) <= bound, f"a dot product was promised operands <= {bound}, got {int(a.max())}"
     largest = int(np.abs(b.astype(np.int32)).max())
-    assert largest <= signed_bound, f"dot4 was promised |signed operands| <= {signed_bound}, got {largest}"
+    assert largest <= signed_bound, f"a dot product was promised |signed operands| <= {signed_bound}, got {largest}"
+
+
+def _dot4(acc: Array, a: Array, b: Array, bound: int, signed_bound: int) -> Array:
+    _check_promises(a, b, bound, signed_bound)
     products = a.astype(np.int32).reshape(-1, 4) * b.astype(np.int32).reshape(-1, 4)
     return acc + products.sum(1, dtype=np.int32)
 
@@ -43,6 +47,12 @@ def _dot4_sum(acc: Array, *operands: Array, bound: int, signed_bound: int) -> Ar
     for a, b in zip(operands[::2], operands[1::2], strict=True):
         acc = _dot4(acc, a, b, bound, signed_bound)
     return acc
+
+
+def _dot2x2(acc: Array, a: Array, b: Array, bound: int, signed_bound: int) -> Array:
+    _check_promises(a, b, bound, signed_bound)
+    left, right = (x.astype(np.int32).reshape(-1, 2, 8) for x in (a, b))  # [square, row, place]
+    return acc + (left @ right.transpose(0, 2, 1)).reshape(-1)
 
 
 def _round_even(a: Array) -> Array:
@@ -110,6 +120,7 @@ MEANING: dict[str, Callable[..., Array]] = {
     "reduce_max": lambda a: _halve(a, lambda x, y: _where(x > y, x, y)),
     "dot4": _dot4,
     "dot4_sum": _dot4_sum,
+    "dot2x2": _dot2x2,
     "lookup": lambda table, index: table[index],
 }
 
@@ -162,6 +173,11 @@ INSTRUCTIONS: dict[str, tuple[Instruction, ...]] = {
         Instruction(lower_dot4_arm.dot4_smull, _NEON, lambda op: _lanes(op) % 4 == 0 and _is_signed_byte(op)),
         Instruction(lower_dot4_arm.dot4_smull_minus_128, _NEON, lambda op: _lanes(op) % 4 == 0),
         Instruction(lower_dot4.dot4_plain),
+    ),
+    # ARM: 32 products and 4 sums.  Elsewhere only tests run it: kernels take dot4
+    "dot2x2": (
+        Instruction(lower_dot4_arm.dot2x2_usmmla, frozenset({"i8mm"})),
+        Instruction(lower_dot4.dot2x2_plain),
     ),
     "lookup": (
         Instruction(lower_lookup.lookup_pshufb512, _X86_512, lambda op: _entries(op) == 16 and _lanes(op) % 64 == 0),

@@ -18,7 +18,7 @@ Floats: every multiply and every add rounds on its own, but in `fma`; nothing el
 from __future__ import annotations
 
 from lutra.compiler.control import loop, when
-from lutra.compiler.dots import dot4, dot4_sum, lookup
+from lutra.compiler.dots import dot2x2, dot4, dot4_sum, lookup
 from lutra.compiler.ir import Value
 from lutra.compiler.lanes import (
     absolute,
@@ -43,8 +43,8 @@ from lutra.compiler.types import Pointer, bf16, f16, f32, i1, i8, i16, i32, i64,
 from lutra.compiler.values import Operand, Var, const, var
 
 __all__ = [
-    "Operand", "Pointer", "Tile", "Value", "Var", "absolute", "bf16", "bitcast", "concat", "const", "convert", "dot4",
-    "dot4_sum", "extract", "fma", "f16", "f32", "i1", "i16", "i32", "i64", "i8", "load", "lookup", "loop", "maximum",
-    "minimum", "prefetch", "reduce_add", "reduce_max", "round_even", "scratch", "select", "shuffle", "splat", "sqrt",
-    "store", "u16", "u32", "u8", "var", "when",
+    "Operand", "Pointer", "Tile", "Value", "Var", "absolute", "bf16", "bitcast", "concat", "const", "convert", "dot2x2",
+    "dot4", "dot4_sum", "extract", "fma", "f16", "f32", "i1", "i16", "i32", "i64", "i8", "load", "lookup", "loop",
+    "maximum", "minimum", "prefetch", "reduce_add", "reduce_max", "round_even", "scratch", "select", "shuffle", "splat",
+    "sqrt", "store", "u16", "u32", "u8", "var", "when",
 ]  # fmt: skip

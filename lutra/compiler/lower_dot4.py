@@ -93,6 +93,28 @@ def dot4_plain(e: Emitter, op: Op) -> str:
     return _add_pairs(e, e.of(acc), sums, products)
 
 
+def dot2x2_plain(e: Emitter, op: Op) -> str:
+    """Two dot4 for each lane: of places 0..3 of its two rows, then of places 4..7."""
+    acc, a, b = op.operands
+    lanes = range(result_type(op).lanes)
+    rows_of_a, rows_of_b = [lane // 2 for lane in lanes], [lane // 4 * 2 + lane % 2 for lane in lanes]
+    fours = [
+        _fours(e, f"{value.name}.{half}", value, [2 * row + half for row in rows])
+        for half in (0, 1)
+        for value, rows in ((a, rows_of_a), (b, rows_of_b))
+    ]
+    return dot4_plain(e, Op("dot4_sum", (acc, *fours), op.attributes, op.result, op.location))
+
+
+def _fours(e: Emitter, name: str, value: Value, picks: list[int]) -> Value:
+    """Groups of four bytes by their numbers."""
+    kind = kind_of(value)
+    indices = ", ".join(f"i32 {4 * pick + i}" for pick in picks for i in range(4))
+    vector = f"<{4 * len(picks)} x i32> <{indices}>"
+    e.names[name] = e.line(f"shufflevector {kind.llvm} {e.of(value)}, {kind.llvm} poison, {vector}")
+    return Value(name, Type(kind.dtype, 4 * len(picks)))
+
+
 def _byte_products(e: Emitter, a: Value, b: Value) -> tuple[str, str]:
     """a * b of the even bytes and of the odd bytes, as i16."""
     pairs = Type(i16, kind_of(a).lanes // 2)

@@ -30,6 +30,10 @@ def dot4_usdot(e: Emitter, op: Op) -> str:
     return _dot4_arm(e, op, lambda e, acc, u, s: _dot_instruction(e, "usdot", acc, u, s))
 
 
+def dot2x2_usmmla(e: Emitter, op: Op) -> str:
+    return _dot4_arm(e, op, lambda e, acc, u, s: _dot_instruction(e, "usmmla", acc, u, s))
+
+
 def dot4_sdot(e: Emitter, op: Op) -> str:
     """For unsigned operands up to 127, which are signed bytes as well."""
     return _dot4_arm(e, op, lambda e, acc, u, s: _dot_instruction(e, "sdot", acc, u, s))

@@ -52,6 +52,7 @@ ORDERS: dict[tuple[str, int], str] = {("avxvnni", 1): "lut", ("avx2", 1): "lut"}
 ROW_BLOCKS: dict[tuple[str, str], tuple[int, ...]] = {
     ("mad", "amx"): (1, 2, 4, 16, 32),
     ("mad", "avx512"): (1, 2, 4, 8),
+    ("mad", "i8mm"): (1, 2, 4, 8),  # of half a tile (squares.py)
     ("mad", "portable"): (1, 2),
     ("dense", "portable"): (1, 2),
     # more rows share no lookups, they only spill: 32 rows ran 1.5 times as fast in blocks of 2 as in blocks of 4

@@ -27,19 +27,23 @@ PADDED = 16  # rows of activations that buffers hold a multiple of
 
 @dataclass(frozen=True)
 class W:
-    """A pair of row tiles of the weight: its codes, which pair, what its bits mean, and the scales beside them."""
+    """A pair of row tiles of the weight: its codes, which pair, what its bits mean, and the scales beside them.
+
+    lanes   which rows of its tiles are meant
+    """
 
     codes: Value
     pair: Value
     chunks: Value
     format: Format
     beside: Beside
+    lanes: range
 
     def words(self, tiles: range, chunk: Operand) -> list[list[Value]]:
-        """Packed words [tile][word] of a chunk, read in the order they lie in memory: u32x16, one row a lane."""
+        """Packed words [tile][word] of a chunk, read in the order they lie in memory: u32, one row a lane."""
         words: list[list[Value]] = [[] for _ in tiles]
         for at, side in self._lines(tiles, chunk):
-            words[side].append(bitcast(load(self.codes, at, VECTOR), u32))
+            words[side].append(bitcast(load(self.codes, at, 4 * len(self.lanes)), u32))
         return words
 
     def asks(self, tiles: range, chunk: Operand, ahead: Sequence[tuple[int, int]]) -> list[Act]:
@@ -48,10 +52,11 @@ class W:
         return [partial(prefetch, self.codes, at + distance, level) for at in lines for level, distance in ahead]
 
     def _lines(self, tiles: range, chunk: Operand) -> list[tuple[Value, int]]:
-        """Where the vectors of a chunk start, and whose of `tiles` they are."""
+        """Where the words of a chunk start, and whose of `tiles` they are."""
         start = (self.pair * (self.chunks * self.format.terms) + chunk) * (self.format.bits * 2 * VECTOR)
         places = [(word, side, tile) for word in range(self.format.bits) for side, tile in enumerate(tiles)]
-        return [(start + (2 * word + tile) * VECTOR, side) for word, side, tile in places]
+        first = 4 * self.lanes.start
+        return [(start + ((2 * word + tile) * VECTOR + first), side) for word, side, tile in places]
 
     @property
     def group_bytes(self) -> int:
@@ -60,7 +65,7 @@ class W:
         return f.group_size * f.bits * f.terms * 2 * ROWS // 8 or sys.maxsize
 
     def rows(self, tile: int) -> Row:
-        return Row(self.pair, tile * ROWS, ROWS)
+        return Row(self.pair, tile * ROWS + self.lanes.start, len(self.lanes))
 
 
 def arguments(

@@ -4,6 +4,7 @@ A vector of 64 bytes holds one packed word of 16 weight rows (tiles.py, mad orde
 of `bits` bits, the codes of that row's weights 4 s + j: one shift and one mask make the operand of quad s.  The four
 activations it meets are the same for all rows, so they are broadcast.  For one row of activations the shift can be left
 out: a mask alone makes codes times a power of two, whose sums stay apart until the end of a group (Plan.in_place).
+Where a CPU multiplies matrices, rows of activations are taken two by two (squares.py).
 
 One task is one pair of row tiles times `tile_m` rows of activations, row blocks fastest.
 Specification: formats/integer.matmul, bit for bit.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import numpy as np
@@ -48,9 +49,10 @@ from lutra.kernels.activations import Activations
 from lutra.kernels.beside import Beside, stored_chunk, terms_of
 from lutra.kernels.epilogue import finish_pair
 from lutra.kernels.interleave import Act, interleaved
-from lutra.kernels.levels import Levels, levels_of
+from lutra.kernels.levels import Levels, join, levels_of
 from lutra.kernels.mad import W, arguments, row_counts
 from lutra.kernels.plan import Plan, tile_blocks
+from lutra.kernels.squares import Squares
 from lutra.kernels.tiles import CHUNK, ROWS, TiledWeight
 
 QUADS = CHUNK // 4  # operands in a chunk, each meeting 4 activations
@@ -92,14 +94,15 @@ def matmul_mad(
     num_rows = load(state, 0)
     blocks = (num_rows + (tile_m - 1)) // tile_m
     pair, first = task // blocks, (task % blocks) * tile_m
-    w = W(codes, pair, chunks, format, Beside(scales, zeros, mins, super_scales, super_mins, chunks, format))
+    beside = Beside(scales, zeros, mins, super_scales, super_mins, chunks, format)
+    w = W(codes, pair, chunks, format, beside, range(ROWS))
     for count, chosen in row_counts(num_rows - first, tile_m, SHORT):
         with when((pair < pairs) if chosen is None else (pair < pairs) & chosen):
             # a row there is not reads the last one, and stores nothing
             rows = [minimum(first + m, num_rows - 1) if m else first for m in range(count)]
             starts = ([row * stride for row in rows] for stride in (xq_stride, xs_stride, sums_stride))
-            x = X(xq, xs, sums, *starts)
-            passes = [multiply(w, x, range(t, t + plan.tiles), plan) for t in range(0, 2, plan.tiles)]
+            x = X(xq, xs, sums, *starts, plan.lanes)
+            passes = [multiply_tiles(w, x, range(t, t + plan.tiles), plan) for t in range(0, 2, plan.tiles)]
             for m, row in enumerate(rows):
                 outs = [out for one in passes for out in one[m]]
                 with when(first + m < num_rows) if m else nullcontext():
@@ -108,7 +111,7 @@ def matmul_mad(
 
 @dataclass(frozen=True)
 class X:
-    """Activations of a row block: pointers, and where each row starts."""
+    """Activations of a row block: pointers, where each row starts, and how many weight rows a number is for."""
 
     xq: Value
     xs: Value
@@ -116,13 +119,18 @@ class X:
     xq_rows: list[Value]
     xs_rows: list[Value]
     sums_rows: list[Value]
+    lanes: int
 
     def quad(self, m: int, k: Value) -> Value:
-        """Activations k .. k + 3 of row m, in every lane: i8x64."""
-        return bitcast(splat(bitcast(load(self.xq, self.xq_rows[m] + k, 4), i32), ROWS), i8)
+        """Activations k .. k + 3 of row m, in every lane: i8x(4 lanes)."""
+        return bitcast(splat(bitcast(load(self.xq, self.xq_rows[m] + k, 4), i32), self.lanes), i8)
+
+    def eights(self, m: int, k: Value) -> Value:
+        """Activations k .. k + 31 of row m, eight to a lane: i64x4."""
+        return bitcast(load(self.xq, self.xq_rows[m] + k, CHUNK), i64)
 
     def scale(self, m: int, group: Operand) -> Value:
-        return splat(load(self.xs, self.xs_rows[m] + group), ROWS)
+        return splat(load(self.xs, self.xs_rows[m] + group), self.lanes)
 
     def sum(self, m: int, group: Operand) -> Value:
         return load(self.sums, self.sums_rows[m] + group)
@@ -138,6 +146,7 @@ class Chunk:
     def __init__(self, words: list[list[Value]], x: X, start: Value, quads: range, levels: Levels):
         self.x, self.start, self.quads, self.levels = x, start, quads, levels
         self.codes = cache(lambda side, quad: levels.take(words[side], quad))
+        self.eights = cache(lambda m: x.eights(m, start))
 
     def activations(self, m: int, quad: int) -> Value:
         return self.x.quad(m, self.start + 4 * quad)
@@ -146,7 +155,7 @@ class Chunk:
         return [quad for quad in self.quads if self.levels.power(quad) == power]
 
 
-class Sums:
+class QuadSums:
     """int32 sums of one term in one group: [row of activations][row tile][power][partial].
 
     A partial holds its sum times 2**power.  The first partial of power 0 starts at `starts[row]`, minus what the bias
@@ -154,7 +163,7 @@ class Sums:
     """
 
     def __init__(self, starts: list[Value], tiles: int, powers: Sequence[int], accumulators: int):
-        none, count = const(0, i32, ROWS), max(1, accumulators // len(powers))
+        none, count = const(0, i32, starts[0].type.lanes), max(1, accumulators // len(powers))
         self.parts = [
             [
                 {power: [var(none if power or part else start) for part in range(count)] for power in powers}
@@ -163,17 +172,18 @@ class Sums:
             for start in starts
         ]
 
-    def dots(self, m: int, chunk: Chunk) -> list[Act]:
-        """What adds the dot products of one row of activations and a chunk: a call for each partial of both tiles.
+    def dots(self, chunk: Chunk) -> list[Act]:
+        """What adds the dot products of a chunk: a call for each row of activations and partial, of both tiles.
 
         The quads of a power are dealt to its partials in turn.
         """
         shares = [
-            (power, i, chunk.quads_of(power)[i :: len(parts)])
-            for power, parts in self.parts[m][0].items()
+            (m, power, i, chunk.quads_of(power)[i :: len(parts)])
+            for m, (tile, *_) in enumerate(self.parts)
+            for power, parts in tile.items()
             for i in range(len(parts))
         ]
-        return [partial(self._add, m, chunk, power, i, quads) for power, i, quads in shares if quads]
+        return [partial(self._add, m, chunk, power, i, quads) for m, power, i, quads in shares if quads]
 
     def _add(self, m: int, chunk: Chunk, power: int, i: int, quads: list[int]) -> None:
         fours = [chunk.activations(m, quad) for quad in quads]
@@ -195,22 +205,36 @@ def _add_up(parts: list[Value]) -> Value:
     return parts[0]
 
 
+Sums = QuadSums | Squares
+
+
+def sums_of(starts: list[Value], tiles: int, levels: Levels, plan: Plan) -> Sums:
+    """The sums of one term in one group, as the plan wants them."""
+    return Squares(starts, tiles) if plan.squares else QuadSums(starts, tiles, levels.powers, plan.accumulators)
+
+
+def multiply_tiles(w: W, x: X, tiles: range, plan: Plan) -> list[list[Value]]:
+    """f32x16 results [row of activations][tile], for as many lanes at once as the plan says."""
+    spans = [range(first, first + plan.lanes) for first in range(0, ROWS, plan.lanes)]
+    parts = [multiply(replace(w, lanes=lanes), x, tiles, plan) for lanes in spans]  # [lanes][row][tile]
+    return [[join(list(tile)) for tile in zip(*row, strict=True)] for row in zip(*parts, strict=True)]
+
+
 def multiply(w: W, x: X, tiles: range, plan: Plan) -> list[list[Value]]:
-    """f32x16 results [row of activations][tile], groups added in ascending order, and in a group its terms."""
-    outs = [[var(const(0.0, f32, ROWS)) for _ in tiles] for _ in x.xq_rows]
-    levels = levels_of(w.format, plan.in_place)
+    """f32 results [row of activations][tile], groups added in ascending order, and in a group its terms."""
+    outs = [[var(const(0.0, f32, x.lanes)) for _ in tiles] for _ in x.xq_rows]
+    levels = levels_of(w.format, plan.in_place and not plan.squares)
     for group, spans in groups(w.chunks, w.format.group_size, plan.unroll):
         if plan.second_bytes:
             w.beside.ask(w.pair, group + max(1, plan.second_bytes // w.group_bytes))
         for term in terms_of(w.format):
-            starts = [splat(x.sum(m, group) * -levels.bias, ROWS) for m in range(len(outs))]
-            sums = Sums(starts, len(tiles), levels.powers, plan.accumulators)
+            starts = [splat(x.sum(m, group) * -levels.bias, x.lanes) for m in range(len(outs))]
+            sums = sums_of(starts, len(tiles), levels, plan)
             for chunk, quads in spans():
                 stored = stored_chunk(w.format, w.chunks, chunk, group, term)
-                asks = w.asks(tiles, stored, plan.ahead if quads.start == 0 else [])
+                asks = w.asks(tiles, stored, plan.ahead if quads.start == w.lanes.start == 0 else [])
                 taken = Chunk(w.words(tiles, stored), x, chunk * CHUNK, quads, levels)
-                acts = [act for m in range(len(outs)) for act in sums.dots(m, taken)]
-                for act in interleaved(acts, asks):
+                for act in interleaved(sums.dots(taken), asks):
                     act()
             for side, tile in enumerate(tiles):
                 scale_term(outs, sums, w, x, side, tile, group, term)
@@ -269,7 +293,7 @@ def scale_term(outs: list, sums: Sums, w: W, x: X, side: int, tile: int, group: 
     for m, row in enumerate(outs):
         acc = sums.total(m, side)
         if zeros is not None:
-            acc = acc - zeros * splat(x.sum(m, group), ROWS)
+            acc = acc - zeros * splat(x.sum(m, group), x.lanes)
         row[side].set(fma(convert(acc, f32), scale * x_scale(w, x, m, group), row[side].get()))
 
 
@@ -277,7 +301,7 @@ def add_mins(outs: list, w: W, x: X, side: int, tile: int, group: Operand) -> No
     """out = fma(f32(sum of xq), min * x_scale, out)."""
     low = w.beside.low(w.rows(tile), group)
     for m, row in enumerate(outs):
-        xsum = splat(convert(x.sum(m, group), f32), ROWS)
+        xsum = splat(convert(x.sum(m, group), f32), x.lanes)
         row[side].set(fma(xsum, low * x_scale(w, x, m, group), row[side].get()))
 
 

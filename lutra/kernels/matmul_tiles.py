@@ -98,7 +98,8 @@ def matmul_tiles(
     num_rows = load(state, 0)
     blocks = (num_rows + (tile_m - 1)) // tile_m
     pair, first = task // blocks, (task % blocks) * tile_m
-    w = W(codes, pair, chunks, format, Beside(scales, zeros, mins, super_scales, super_mins, chunks, format))
+    beside = Beside(scales, zeros, mins, super_scales, super_mins, chunks, format)
+    w = W(codes, pair, chunks, format, beside, range(ROWS))
     outs, panel = scratch(f32, tile_m * PAIR), Panel(w, depth)
     for count, chosen in row_counts(num_rows - first, tile_m, SHORT):
         with when((pair < pairs) if chosen is None else (pair < pairs) & chosen):

@@ -21,6 +21,8 @@ class Plan:
     second_bytes    the same for the second cache, which waits for more lines at once than the first; 0 = not at all
     in_place        mask codes where they stand in a word and shift their sums, where a code is one field; else shift
                     codes, then mask them
+    squares         take rows of activations two by two (squares.py); accumulators and in_place then mean nothing
+    lanes           weight rows of a tile at once: 16, or 8 where even the sums of one tile fill the registers
     """
 
     tiles: int
@@ -29,6 +31,8 @@ class Plan:
     prefetch_bytes: int
     second_bytes: int = 0
     in_place: bool = False
+    squares: bool = False
+    lanes: int = 16
 
     @property
     def ahead(self) -> list[tuple[int, int]]:
@@ -64,6 +68,10 @@ PLANS: dict[tuple[str, str, int], Plan] = {
     ("trit5", "avx512", 16): Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=0, second_bytes=FAR),
     # 128-bit registers, four to a vector: partial sums of one row tile or of two, not both, or registers spill
     ("mad", "i8mm", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
+    # of more rows the sums are 8 registers, 16 and 16
+    ("mad", "i8mm", 2): Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=AHEAD, squares=True),
+    ("mad", "i8mm", 4): Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=AHEAD, squares=True),
+    ("mad", "i8mm", 8): Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=AHEAD, squares=True, lanes=8),
     ("mad", "dotprod", 1): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=AHEAD),
     ("mad", "neon", 1): Plan(tiles=1, accumulators=2, unroll=1, prefetch_bytes=AHEAD),
 }
@@ -108,7 +116,8 @@ def shapes(order: str, isa: str, tile_m: int) -> list[Plan]:
     if order not in SHAPES or tile_m in tile_blocks(order, isa):
         return []
     usual = plan_for(order, isa, tile_m)
-    others = [replace(usual, tiles=t, accumulators=a, unroll=u, in_place=p) for t, a, u, p in SHAPES[order]]
+    whole = replace(usual, squares=False, lanes=16)
+    others = [replace(whole, tiles=t, accumulators=a, unroll=u, in_place=p) for t, a, u, p in SHAPES[order]]
     return list(dict.fromkeys([usual, *others]))
 
 

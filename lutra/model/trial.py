@@ -37,6 +37,7 @@ class Option:
         p = self.plan
         plan = "" if p is None else f" tiles {p.tiles} sums {p.accumulators} unroll {p.unroll} ahead {p.prefetch_bytes}"
         plan += "" if p is None else f" {p.second_bytes}" * (p.second_bytes > 0) + " in place" * p.in_place
+        plan += "" if p is None else " squares" * p.squares + " half" * (p.lanes == 8)
         return f"rows {self.tile_m}{plan}"
 
 

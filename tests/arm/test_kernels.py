@@ -118,6 +118,18 @@ def test_multiply_add(emulator, format, block, isa):
     check(emulator, step, rows, isa, plan=plan_for("mad", isa, tile_m))
 
 
+@pytest.mark.parametrize("tile_m, rows", [(2, 3), (4, 5), (8, 7)])
+@pytest.mark.parametrize("format", MAD_FORMATS, ids=lambda format: format.name)
+def test_sums_in_squares(emulator, format, tile_m, rows):
+    """The instruction for matrices: every format, and blocks that lack a row."""
+    plan, y = plan_for("mad", "i8mm", tile_m), aligned((8, 64), np.float32)
+    step = matmul_mad.bind(
+        tile_mad(random_weight(format)), quantised(format)[0], y, state(rows), epilogue="store", tile_m=tile_m
+    )
+    assert plan.squares
+    check(emulator, step, rows, "i8mm", plan=plan)
+
+
 LUT_FORMATS = [catalog.ternary(), catalog.planes(1, 0), catalog.planes(3, 32), catalog.planes(4, 32, offset="zeros")]
 
 

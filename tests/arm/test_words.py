@@ -17,6 +17,8 @@ from tests.compiler.test_words import (
     integer_words,
     low_bit_arguments,
     low_bit_words,
+    square_arguments,
+    square_words,
     summed_words,
     wide_lookup,
     wide_lookup_arguments,
@@ -57,6 +59,14 @@ def test_every_half_and_the_hard_floats(emulator, isa, lanes):
 def test_low_bit_words_at_their_extremes(emulator, isa, lanes, bound, signed_bound):
     args = low_bit_arguments(bound, signed_bound)
     check(emulator, low_bit_words, args, isa, lanes=lanes, bound=bound, signed_bound=signed_bound)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bound, signed_bound", [(3, 127), (127, 128), (255, 127), (255, 128)])
+def test_squares_at_their_extremes(emulator, isa, bound, signed_bound):
+    for lanes in (4, 16):
+        args = square_arguments(bound, signed_bound)
+        check(emulator, square_words, args, isa, lanes=lanes, bound=bound, signed_bound=signed_bound)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -18,8 +18,8 @@ TARGETS = {target.isa: target for target in targets.TARGETS}
 ELF_MACHINE = {"x86_64": 62, "aarch64": 183}  # e_machine, in bytes 18 and 19
 
 
-def mad(isa: str, format: Format):
-    static = dict(format=format, epilogue="store", has_bias=False, tile_m=1, plan=plan_for("mad", isa, 1))
+def mad(isa: str, format: Format, tile_m: int = 1):
+    static = dict(format=format, epilogue="store", has_bias=False, tile_m=tile_m, plan=plan_for("mad", isa, tile_m))
     return cross_compile(matmul_mad.trace(**static), TARGETS[isa], "kernel")
 
 
@@ -49,6 +49,18 @@ def test_multiply_add_uses_the_dot_product(isa, names, products, most):
     loop = innermost_loops(mad(isa, catalog.ternary()).assembly)[0]
     assert sum(count(loop).get(name, 0) for name in names) == weights // products
     assert len(loop) <= most * weights
+
+
+# What four or eight rows may take for a weight and a row: by dot products it is .14 to .15
+@pytest.mark.parametrize("tile_m, most", [(4, 0.1), (8, 0.09)])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_many_rows_use_the_instruction_for_matrices(bits, tile_m, most):
+    plan = plan_for("mad", "i8mm", tile_m)
+    products = 32 * plan.lanes * plan.tiles * tile_m
+    loops = innermost_loops(mad("i8mm", catalog.planes(bits, 0), tile_m).assembly)
+    loop = max(loops, key=lambda loop: count(loop).get("usmmla", 0))
+    assert count(loop)["usmmla"] == products // 32 and "usdot" not in count(loop)
+    assert len(loop) <= most * products
 
 
 @pytest.mark.parametrize("isa", ["i8mm", "dotprod", "neon"])

@@ -29,9 +29,9 @@ def dots(a: Pointer[u8], b: Pointer[i8], out: Pointer[i32], n: i64, task: i64):
         store(out, task * 16, acc)
 
 
-def mad(tile_m: int = 1, bits: int = 2, tiles: int = 2) -> cost.Work:
+def mad(tile_m: int = 1, bits: int = 2, tiles: int = 2, **plan) -> cost.Work:
     static = {"format": catalog.planes(bits, 32), "epilogue": "store", "has_bias": False, "tile_m": tile_m}
-    return cost.work(matmul_mad.trace(**static, plan=Plan(tiles, 1, 1, 0)), MAD)
+    return cost.work(matmul_mad.trace(**static, plan=Plan(tiles, 1, 1, 0, **plan)), MAD)
 
 
 def lut(bits: int, tile_m: int = 1) -> cost.Work:
@@ -82,6 +82,12 @@ def test_lookups_are_linear_in_bits():
     assert works[3].vectors < 4 * works[0].vectors
     least, *_, most = sorted(mad(bits=bits).vectors for bits in (1, 2, 4))
     assert most < 1.1 * least  # a multiply-add costs the same, however many bits it came from
+
+
+def test_squares_make_the_same_products_in_fewer_instructions():
+    squares, rows_apart = mad(8, tiles=1, squares=True, lanes=8), mad(8, tiles=1)
+    assert squares.int8_ops == rows_apart.int8_ops == 8 * 2 * 32 * 2560
+    assert squares.moved["codes"] == rows_apart.moved["codes"] and squares.vectors < rows_apart.vectors
 
 
 def test_times_are_monotone():

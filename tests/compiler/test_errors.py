@@ -5,7 +5,7 @@ import pytest
 
 from lutra.compiler import targets
 from lutra.compiler.kernel import kernel
-from lutra.compiler.language import Pointer, const, dot4, f16, f32, i32, i64, load, loop, store
+from lutra.compiler.language import Pointer, bitcast, const, dot2x2, dot4, f16, f32, i8, i32, i64, load, loop, store, u8
 from lutra.errors import KernelError, LutraError
 
 
@@ -37,6 +37,11 @@ def wrong_dot(x: Pointer[i32], task: i64):
     store(x, 0, dot4(const(0, i32, 4), load(x, 0, 4), load(x, 0, 4)))
 
 
+@kernel
+def wrong_square(x: Pointer[i32], task: i64):
+    store(x, 0, dot2x2(const(0, i32, 2), bitcast(load(x, 0, 2), u8), bitcast(load(x, 0, 2), i8)))
+
+
 @pytest.mark.parametrize(
     ("program", "words"),
     [
@@ -44,6 +49,7 @@ def wrong_dot(x: Pointer[i32], task: i64):
         (half_arithmetic, "storage types; convert to f32"),
         (branches, "no truth while tracing; use when"),
         (wrong_dot, "dot4 needs i32xL, u8x4L, i8x4L"),
+        (wrong_square, "dot2x2 needs i32x4S, u8x16S, i8x16S, got i32x2, u8x8, i8x8"),
     ],
 )
 def test_tracing_names_the_line_and_the_remedy(program, words):

@@ -17,6 +17,7 @@ from lutra.compiler.language import (
     concat,
     const,
     convert,
+    dot2x2,
     dot4,
     dot4_sum,
     extract,
@@ -310,3 +311,38 @@ def test_sums_of_dot_products_at_the_edge_of_16_bits(isa, lanes, bound, num_pair
         summed_words.check(args, 1, isa, lanes=lanes, bound=bound, num_pairs=num_pairs)
         summed_words.run(args, 1, isa, lanes=lanes, bound=bound, num_pairs=num_pairs)
         assert (args["y"] == -5 + num_pairs * 4 * bound * sign).all()
+
+
+@kernel
+def square_words(a: Pointer[u8], b: Pointer[i8], y: Pointer[i32], task: i64, *, lanes, bound, signed_bound):
+    acc = var(const(-5, i32, lanes))
+    for k in loop(0, 128, 4 * lanes):
+        left, right = load(a, k, 4 * lanes), load(b, k, 4 * lanes)
+        acc.set(dot2x2(acc, left, right, bound=bound, signed_bound=signed_bound))
+    store(y, 0, acc)
+
+
+def square_arguments(bound: int, signed_bound: int) -> dict:
+    """Random operands, then squares of nothing but the ends of their ranges."""
+    rng = np.random.default_rng(bound + signed_bound)
+    a = rng.integers(0, bound + 1, 128).astype(np.uint8)
+    b = rng.integers(-signed_bound, min(signed_bound, 127) + 1, 128).astype(np.int8)
+    a[64:], b[64:96], b[96:] = bound, -signed_bound, min(signed_bound, 127)
+    return {"a": a, "b": b, "y": np.zeros(16, np.int32)}
+
+
+def test_a_square_by_hand():
+    """Rows 1 1 1 1 1 1 1 1 and 1 2 3 4 5 6 7 8 times rows of 2 and of -1 0 0 0 0 0 0 1: 16, 0 and 72, 7; and -5."""
+    a, b = np.ones(128, np.uint8), np.zeros(128, np.int8)
+    a[8:16], b[:8], b[8], b[15] = range(1, 9), 2, -1, 1
+    args = {"a": a, "b": b, "y": np.zeros(16, np.int32)}
+    square_words.interpret(args, 1, lanes=4, bound=8, signed_bound=2)
+    assert args["y"].tolist() == [11, -5, 67, 2] + [0] * 12
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("bound, signed_bound", [(3, 127), (127, 128), (255, 127), (255, 128)])
+def test_squares_at_their_extremes(isa, lanes, bound, signed_bound):
+    static = dict(lanes=lanes, bound=bound, signed_bound=signed_bound)
+    square_words.check(square_arguments(bound, signed_bound), 1, isa, **static)

@@ -147,6 +147,7 @@ IN_PLACE = Plan(2, 4, 1, 1024, 4096, in_place=True)
 
 PLANS = [
     Plan(1, 1, 1, 0), Plan(2, 1, 2, 4096), Plan(1, 4, 4, 0), Plan(2, 2, 3, 64), Plan(1, 16, 2, 0, 64, True), IN_PLACE,
+    Plan(1, 2, 2, 64, lanes=8), Plan(2, 4, 1, 0, 64, in_place=True, lanes=8),
 ]  # fmt: skip
 
 

@@ -185,4 +185,4 @@ def test_numbers_of_another_kind_become_the_plan_itself(path: Path):
     stored["choices"][0]["plan"].update(tiles=1.0, unroll=True)
     path.write_text(json.dumps(stored))
     tuned._read.cache_clear()
-    assert [type(value) for value in vars(tuned.plan(weight(), 1)).values()] == [int] * 5 + [bool]
+    assert [type(value) for value in vars(tuned.plan(weight(), 1)).values()] == [int] * 5 + [bool, bool, int]
