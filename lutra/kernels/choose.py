@@ -70,7 +70,7 @@ USUAL_ROW_BLOCKS = (1, 2, 4)
 FEW_ROWS = 32
 FEW_ROW_BLOCKS: dict[tuple[str, str], tuple[int, ...]] = {
     ("mad", "amx"): (1, 2, 3, 4, *TILE_BLOCKS["mad"]),
-    ("mad", "avx512"): tuple(range(1, 13)),
+    ("mad", "avx512"): tuple(range(1, 14)),
     ("mad", "avxvnni"): (1, 2, 3, 4),
     ("mad", "avx2"): (1, 2, 3, 4),
 }
@@ -81,8 +81,13 @@ LOOKUP_ROWS = {8: 8, 4: 4, 2: 1}
 # Taking codes out of their words costs a block as much as the dot products of so many rows: mad, AVX-512, 2 bits, from
 # the .062 instructions per weight of one row and the .034 of each of four
 UNPACK_ROWS = 1.5
-# The sums of so many rows fill the registers; blocks of more gain nothing, though they waste no row where they hold all
-FULL_ROWS, SPILL_ROWS = 8, 0.2
+# The sums of FULL_ROWS fill half the registers of AVX-512.  Groups below LONG_GROUP keep sums of floats besides: there
+# each row beyond costs SPILL_ROWS more, though a block that holds all rows wastes none, and 13 rows do not fit.
+#     GMAC/s of 2048 x 5632 on one core of a Xeon, blocks of    8   10   12   13   14 rows
+#     ternary                                                 315  326  334  337  237
+#     4 bits, groups of 128                                   277  280  284  277  222
+#     4 bits, groups of 32                                    204  208  197  155  141
+FULL_ROWS, SPILL_ROWS, LONG_GROUP, MOST_ROWS_OF_GROUPS = 8, 0.2, 128, 12
 
 
 def choose(weight: QTensor | VectorWeight | np.ndarray, isa: str | None = None) -> str:
@@ -139,19 +144,24 @@ def tile_m(weight: TiledWeight, rows: int, isa: str | None = None) -> int:
     isa = targets.choose(isa).isa
     usual = row_blocks(weight.order, isa)
     blocks = _row(FEW_ROW_BLOCKS, weight.order, isa) or usual if rows <= FEW_ROWS else usual
+    spill, tiles = 0.0, tile_blocks(weight.order, isa)
+    if weight.order == "mad" and weight.format is not None and 0 < weight.format.group_size < LONG_GROUP:
+        spill, blocks = SPILL_ROWS, tuple(b for b in blocks if b <= MOST_ROWS_OF_GROUPS or b in tiles)
     found = tuned.row_block(weight, isa)
-    many = found if found in usual and blocks is usual else blocks[-1]
+    many = found if found in usual and blocks == usual else blocks[-1]
     fitting = [block for block in blocks if block >= rows]
     if fitting:
         return fitting[0]
-    if many in tile_blocks(weight.order, isa):
+    if many in tiles:
         return many
-    return min(blocks, key=lambda block: (block > many, _block_cost(rows, block), -block))
+    return min(blocks, key=lambda block: (block > many, _block_cost(rows, block, spill), -block))
 
 
-def _block_cost(rows: int, block: int) -> float:
-    """What `rows` rows cost in blocks, in rows of dot products."""
-    return -(-rows // block) * (block + UNPACK_ROWS + SPILL_ROWS * max(0, block - FULL_ROWS))
+def _block_cost(rows: int, block: int, spill: float) -> float:
+    """What `rows` rows cost in blocks, in rows of dot products; `spill` for each row of a block beyond FULL_ROWS."""
+    blocks, short = -(-rows // block), matmul_mad.SHORT.get(block, block)
+    last = short if rows - (blocks - 1) * block <= short else block
+    return (blocks - 1) * block + last + blocks * (UNPACK_ROWS + spill * max(0, block - FULL_ROWS))
 
 
 def bind(

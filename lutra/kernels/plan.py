@@ -55,7 +55,7 @@ PLANS: dict[tuple[str, str, int], Plan] = {
     ("mad", "avx512", 3): Plan(2, accumulators=2, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
     **{
         ("mad", "avx512", rows): Plan(2, accumulators=1, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR)
-        for rows in range(5, 13)
+        for rows in range(5, 14)
     },
     ("dense", "avx512", 4): Plan(tiles=2, accumulators=1, unroll=1, prefetch_bytes=NEAR, second_bytes=FAR),
     ("mad", "portable", 1): Plan(tiles=1, accumulators=1, unroll=1, prefetch_bytes=AHEAD),  # short code compiles fast

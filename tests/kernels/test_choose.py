@@ -33,6 +33,7 @@ def test_the_smallest_block_that_holds_all_rows(isa, order):
     for rows in range(1, 100):
         block, blocks = choose.tile_m(tiled, rows, isa), few if rows <= choose.FEW_ROWS else usual
         assert block <= -(-rows // 16) * 16  # what buffers hold
+        blocks = [each for each in blocks if each <= choose.MOST_ROWS_OF_GROUPS or each in tile_blocks(order, isa)]
         if rows <= blocks[-1]:
             assert block == min(each for each in blocks if each >= rows)
         else:  # whole blocks waste fewer rows than those of the largest would
@@ -40,19 +41,28 @@ def test_the_smallest_block_that_holds_all_rows(isa, order):
 
 
 def test_blocks_of_a_batch_by_hand():
-    """A block of 8 costs 9.5 and one of 7 8.5.  13 rows: 2 * 8.5; 16: 2 * 9.5 or 4 * 5.5; 17: 2 * 10.7 or 3 * 7.5."""
+    """A block of 8 costs 9.5 and one of 12 13.5: 24 rows 2 * 13.5, not 3 * 9.5.  28: 10 + 10 + 9, and 1.5 for each."""
     tiled = choose.tile(random_weight(catalog.find("ternary"), 16, 32), order="mad")
     if "avx512" in ISAS:
-        want = {5: 5, 8: 8, 9: 9, 12: 12, 13: 7, 16: 8, 17: 9, 19: 10, 25: 9, 32: 8, 33: 8, 64: 8, 100: 8}
+        want = {5: 5, 12: 12, 13: 13, 14: 7, 16: 8, 17: 9, 20: 10, 24: 12, 26: 13, 28: 10, 32: 11, 33: 8, 100: 8}
         assert {rows: choose.tile_m(tiled, rows, "avx512") for rows in want} == want
 
 
-def test_a_row_more_never_costs_much_more_than_a_row():
-    """In rows of dot products: the rate of any number of rows is within a tenth of the best of fewer."""
-    tiled, best = choose.tile(random_weight(catalog.find("ternary"), 16, 32), order="mad"), 0.0
+def test_blocks_of_short_groups_by_hand():
+    """Rows beyond 8 cost 1.2: a block of 12 costs 14.3, so 24 rows are 3 blocks of 8.  13 rows do not fit."""
+    tiled = choose.tile(random_weight(catalog.find("planes4-g32"), 16, 32), order="mad")
+    if "avx512" in ISAS:
+        want = {12: 12, 13: 7, 16: 8, 17: 9, 24: 8, 32: 8, 33: 8}
+        assert {rows: choose.tile_m(tiled, rows, "avx512") for rows in want} == want
+
+
+@pytest.mark.parametrize("name, spill", [("ternary", 0.0), ("planes4-g32", choose.SPILL_ROWS)])
+def test_a_row_more_never_costs_much_more_than_a_row(name, spill):
+    """In rows of dot products: the rate of any number of rows is within an eighth of the best of fewer."""
+    tiled, best = choose.tile(random_weight(catalog.find(name), 16, 32), order="mad"), 0.0
     for rows in range(1, 33) if "avx512" in ISAS else []:
-        rate = rows / choose._block_cost(rows, choose.tile_m(tiled, rows, "avx512"))
-        assert rate > 0.9 * best, rows
+        rate = rows / choose._block_cost(rows, choose.tile_m(tiled, rows, "avx512"), spill)
+        assert rate > 0.875 * best, rows
         best = max(best, rate)
 
 
