@@ -20,6 +20,7 @@ from lutra.kernels.unpack import has_one_field, quad_in_place, shift_in_place, t
 
 F16_MANTISSA, F16_EXPONENT = 10, 5  # bits
 TABLE_SIZES = (16, 128)  # bytes that `lookup` takes
+SHORT_GROUP = 128  # weights: with so many of them or fewer, sums are no rarer than bytes
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,31 @@ class Levels:
             return quad_in_place(words, quad, self.bits)
         codes = take_quad(words, quad, self.bits)
         return codes if self.table is None else lookup(self.table, codes)
+
+
+class SignedLevels:
+    """What codes become for Tile.dot4, whose right operand may be signed.
+
+    dtype   i8: levels; u8: codes, whose sum of products is `zero` times the sum of the activations too large
+    zero    0 where each byte is a level: a subtraction in every byte is less than one in the sums of a short group
+    """
+
+    def __init__(self, format: Format):
+        self.bits, self.table, self.zero, self.shift = format.bits, None, 0, 0
+        if format.levels != "uniform":
+            self.table = bitcast(constant_bytes(format.level_values.astype(np.int8)), i8)
+        elif format.group_size and format.group_size <= SHORT_GROUP:
+            self.shift = format.zero
+        else:
+            self.zero = format.zero
+        self.dtype = i8 if self.shift or self.table is not None else u8
+
+    def take(self, words: list[Value], quad: int) -> Value:
+        """The bytes of weights 4 * quad .. 4 * quad + 3 of a chunk: 64 lanes."""
+        codes = take_quad(words, quad, self.bits)
+        if self.table is not None:
+            return lookup(self.table, codes)
+        return bitcast(codes - self.shift, i8) if self.shift else codes
 
 
 def levels_of(format: Format, in_place: bool) -> Levels:

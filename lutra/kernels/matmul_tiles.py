@@ -26,7 +26,6 @@ from lutra.compiler.language import (
     Pointer,
     Tile,
     Value,
-    bitcast,
     const,
     convert,
     f32,
@@ -35,7 +34,6 @@ from lutra.compiler.language import (
     i32,
     i64,
     load,
-    lookup,
     loop,
     maximum,
     minimum,
@@ -52,16 +50,15 @@ from lutra.kernels.activations import Activations
 from lutra.kernels.beside import Beside
 from lutra.kernels.epilogue import finish_pair
 from lutra.kernels.interleave import interleaved
-from lutra.kernels.levels import constant_bytes
+from lutra.kernels.levels import SignedLevels
 from lutra.kernels.mad import W, arguments, row_counts
+from lutra.kernels.plan import FAR, NEAR
 from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
-from lutra.kernels.unpack import take_quad
 
 SIDES = 2  # row tiles of a pair
 DEEPEST = 64  # weights along K in a tile
-AHEAD = ((2, 4096), (1, 1024))  # caches, and bytes of codes to ask for ahead
-SHORT_GROUP = 128  # weights
-UNROLL = 4  # rows
+AHEAD = ((2, FAR), (1, NEAR))  # caches, and bytes of codes to ask for ahead
+UNROLL = 4  # rows that a turn scales; every tile_m is a multiple
 SHORT = {32: 16}  # tile_m → the rows of a shorter block, for the last rows
 
 
@@ -142,7 +139,7 @@ class Panel:
     """
 
     def __init__(self, w: W, depth: int):
-        self.w, self.depth, self.levels = w, depth, Levels(w.format)
+        self.w, self.depth, self.levels = w, depth, SignedLevels(w.format)
         self.step_k = max(depth, CHUNK)
         self.parts = self.step_k // depth
         self.side_bytes = self.step_k * ROWS
@@ -234,7 +231,7 @@ class Sums:
 
 
 def scale(w: W, x: X, zero: int, sums: Sums, outs: Value, count: int, term: Value) -> None:
-    """outs += f32(sum of (level - zero) * xq) * (scale * x_scale), and at the end of a group the min's part.
+    """outs = fma(f32(sum of (level - zero) * xq), scale * x_scale, outs), and at the end of a group the min's part.
 
     term   counts the terms of all groups
     """
@@ -256,7 +253,7 @@ def scale(w: W, x: X, zero: int, sums: Sums, outs: Value, count: int, term: Valu
 
 
 def add_mins(w: W, x: X, outs: Value, count: int, group: Value) -> None:
-    """outs += f32(sum of xq) * (min * x_scale)."""
+    """outs = fma(f32(sum of xq), min * x_scale, outs)."""
     lows = [w.beside.low(w.rows(tile), group) for tile in range(SIDES)]
     for m in rows_of(count):
         x_scale, x_sum = x.scale(m, group if w.format.activation_group else 0), convert(x.sum(m, group), f32)
@@ -278,30 +275,6 @@ def rows_of(count: int) -> Iterator[Value]:
     for m in loop(0, count, UNROLL):
         for i in range(UNROLL):
             yield m + i
-
-
-class Levels:
-    """The bytes that stand for codes: levels of i8, or codes of u8 from which a sum has `zero` times too much.
-
-    That is put right in every sum, or a subtraction in every byte: what is rarer.
-    """
-
-    def __init__(self, format: Format):
-        self.bits, self.table, self.zero, self.shift = format.bits, None, 0, 0
-        if format.levels != "uniform":
-            self.table = bitcast(constant_bytes(format.level_values.astype(np.int8)), i8)
-        elif format.group_size and format.group_size <= SHORT_GROUP:
-            self.shift = format.zero
-        else:
-            self.zero = format.zero
-        self.dtype = i8 if self.shift or self.table is not None else u8
-
-    def take(self, words: list[Value], quad: int) -> Value:
-        """The bytes of weights 4 * quad .. 4 * quad + 3 of a chunk: 64 lanes."""
-        codes = take_quad(words, quad, self.bits)
-        if self.table is not None:
-            return lookup(self.table, codes)
-        return bitcast(codes - self.shift, i8) if self.shift else codes
 
 
 def depth_of(weight: TiledWeight) -> int:
