@@ -59,6 +59,7 @@ ROW_BLOCKS: dict[tuple[str, str], tuple[int, ...]] = {
     ("lut", "avx512"): (1, 2),
     ("lut", "portable"): (1,),
     # taking bytes apart costs as much as 3 or 4 rows' products: GMAC/s of blocks of 16, 8 rows on a Xeon 222, 204
+    ("trit5", "amx"): (1, 2, 4, 16, 32),
     ("trit5", "avx512"): (1, 2, 4, 8, 16),
     ("trit5", "avxvnni"): (1, 2, 4, 8),
     ("trit5", "avx2"): (1, 2, 4, 8),
@@ -70,6 +71,7 @@ USUAL_ROW_BLOCKS = (1, 2, 4)
 FEW_ROWS = 32
 FEW_ROW_BLOCKS: dict[tuple[str, str], tuple[int, ...]] = {
     ("mad", "amx"): (1, 2, 3, 4, *TILE_BLOCKS["mad"]),
+    ("trit5", "amx"): (1, 2, 4, *TILE_BLOCKS["trit5"]),
     ("mad", "avx512"): tuple(range(1, 14)),
     ("mad", "avxvnni"): (1, 2, 3, 4),
     ("mad", "avx2"): (1, 2, 3, 4),

@@ -296,11 +296,16 @@ def bind(
     isa: str | None = None,
 ) -> Step:
     """As matmul_mad.bind, for a tile_m of plan.TILE_BLOCKS; buffers have at least as many rows."""
-    if len(x.xq) < tile_m:
-        raise KernelError(f"expected activations of at least {tile_m} rows, got {len(x.xq)}; round them up")
+    check_rows(x, tile_m)
     launch = matmul_tiles.bind(
         arguments(weight, x, y, state, epilogue, bias, column, tile_m),
         isa, format=weight.format, epilogue=epilogue, has_bias=bias is not None, tile_m=tile_m,
         depth=depth_of(weight),
     )  # fmt: skip
     return Step(launch, weight.num_pairs, tile_m)
+
+
+def check_rows(x: Activations, tile_m: int) -> None:
+    """Raise KernelError where tiles of a block would be read beyond the buffers."""
+    if len(x.xq) < tile_m:
+        raise KernelError(f"expected activations of at least {tile_m} rows, got {len(x.xq)}; round them up")

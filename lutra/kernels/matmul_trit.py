@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,11 @@ from lutra.kernels import activations, trit_places, trit_tables
 from lutra.kernels.activations import Activations
 from lutra.kernels.buffers import aligned
 from lutra.kernels.epilogue import finish_pair, outputs
+from lutra.kernels.mad import PADDED
+from lutra.kernels.matmul_tiles import check_rows
 from lutra.kernels.matmul_trit_rows import code_fields, matmul_trit_rows, scaled
-from lutra.kernels.plan import Plan, plan_for
+from lutra.kernels.matmul_trit_tiles import matmul_trit_tiles
+from lutra.kernels.plan import Plan, plan_for, tile_blocks
 from lutra.kernels.tiles import PAIR, ROWS, TiledWeight
 from lutra.kernels.tiles_trit import ENTRIES, HIGH, LARGEST, PARTS, STEPS, TILE, VECTOR, VECTORS
 from lutra.kernels.trit_tables import half_table
@@ -190,9 +194,12 @@ def bind(
     """
     if weight.order != "trit5":
         raise KernelError(f"expected a weight in trit5 order, got {weight.order}; make it with tiles_trit.tile_trit")
-    written = outputs(weight, y, state, column, epilogue, bias, tile_m)
-    by_lookup = looks_up(tile_m, isa)
-    activations.check(x, weight, tile_m, ", with_trits=True", ("trits", "xs") if by_lookup else ())
+    by_lookup, by_tiles = looks_up(tile_m, isa), tile_m in tile_blocks("trit5", targets.choose(isa).isa)
+    multiple = gcd(tile_m, PADDED) if by_tiles else tile_m
+    written = outputs(weight, y, state, column, epilogue, bias, multiple)
+    activations.check(x, weight, multiple, ", with_trits=True", ("trits", "xs") if by_lookup else ())
+    if by_tiles:
+        check_rows(x, tile_m)
     plan = plan_for("trit5", targets.choose(isa).isa, tile_m)
     args = written | dict(codes=weight.codes, scales=weight.scales, xs=x.xs, steps=trits.num_steps(weight.k))
     static: dict[str, Any] = dict(format=weight.format, epilogue=epilogue, has_bias=bias is not None)
@@ -202,5 +209,8 @@ def bind(
     places = x.places
     assert places is not None
     args |= {"fields": FIELDS, "places": places, "sums": x.sums, "places_stride": places.shape[1]}
-    launch = matmul_trit_rows.bind(args, isa, **static, tile_m=tile_m, plan=plan)
+    if by_tiles:
+        launch = matmul_trit_tiles.bind(args, isa, **static, tile_m=tile_m)
+    else:
+        launch = matmul_trit_rows.bind(args, isa, **static, tile_m=tile_m, plan=plan)
     return Step(launch, -(-weight.padded_n // VECTOR), tile_m)

@@ -91,8 +91,9 @@ def plan_for(order: str, isa: str, tile_m: int) -> Plan:
     return PLANS.get((order, targets.named(isa).vectors, tile_m)) or USUAL.get((order, tile_m), OTHERWISE)
 
 
-# A tile has 16 rows at most, and takes as long as it has
-TILE_BLOCKS: dict[str, tuple[int, ...]] = {"mad": (8, 12, 16, 20, 24, 28, 32)}
+# Rows of one tile of activations, then of two.  A batch of 5 already is faster so than by vectors; a size of its own
+# for every number of rows would be a kernel to compile for each
+TILE_BLOCKS: dict[str, tuple[int, ...]] = dict.fromkeys(("mad", "trit5"), (8, 12, 16, 20, 24, 28, 32))
 
 # What a search tries: (tiles, accumulators, unroll, in_place), and distances of prefetching into the first and second
 # cache.  Families without a row have no plan

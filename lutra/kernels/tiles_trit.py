@@ -37,6 +37,8 @@ HIGH = 25  # what a high byte counts
 LARGEST = 25  # of a low or a high byte
 GROUP = 4  # steps that meet the activations of one dot4 each, see trit_places.py
 GROUP_COLUMNS = trits.TRITS * GROUP
+GROUPS = 3  # that matmul_trit_tiles.py takes at once
+DEPTH = round_up(GROUPS * GROUP_COLUMNS, CHUNK)
 STEPS = 5  # lookups that can be added as bytes: STEPS * LARGEST < 128
 
 
@@ -46,8 +48,8 @@ def table_columns(k: int) -> int:
 
 
 def place_columns(steps: int) -> int:
-    """Columns that trit_places.py reads and writes, a chunk for each group of steps."""
-    return round_up((steps - 1) // GROUP * GROUP_COLUMNS + CHUNK, CHUNK)
+    """Columns that trit_places.py reads and writes, a chunk for each group of steps; those of a tile at least."""
+    return max(DEPTH, round_up((steps - 1) // GROUP * GROUP_COLUMNS + CHUNK, CHUNK))
 
 
 def tile_trit(weight: QTensor) -> TiledWeight:

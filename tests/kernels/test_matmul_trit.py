@@ -13,6 +13,7 @@ from lutra.kernels import choose, embed, matmul_trit, matmul_trit_rows, plan, tr
 from lutra.kernels.activations import Activations, allocate
 from lutra.kernels.buffers import aligned
 from lutra.kernels.elementwise import relu2_spec, silu_spec
+from lutra.kernels.matmul_trit_tiles import matmul_trit_tiles
 from lutra.kernels.tiles import TiledWeight, interleave_rows, tile_mad
 from lutra.kernels.tiles_trit import HIGH, LARGEST, tile_trit
 from lutra.kernels.trit_tables import part_places
@@ -160,6 +161,17 @@ def test_the_interpreter_agrees_and_stays_inside_its_buffers(tile_m):
     step = matmul_trit.bind(tile_trit(w), x, y, state(2), epilogue="store", tile_m=tile_m)
     step.launch.interpret(step.count(2))
     assert y[:2, :140].tobytes() == integer.matmul(x.xq[:2, :64], x.xs[:2], w).tobytes()
+
+
+@pytest.mark.parametrize("m, n, k, tile_m", [(3, 70, 7, 8), (21, 33, 64, 20), (33, 64, 123, 32), (17, 31, 100, 16)])
+def test_tiles_mean_the_same(m, n, k, tile_m):
+    """Interpreted, so on every CPU: less than a tile along K, a last step that begins early, a last block too."""
+    w, x = random_weight(TERNARY, n, k, seed=k), activations(random_codes(m, k), 2)
+    y = np.full((ROWS, -(-n // 32) * 32), np.nan, np.float32)
+    step = matmul_trit.bind(tile_trit(w), x, y, state(m), epilogue="store", tile_m=2, isa="portable")
+    static = dict(format=TERNARY, epilogue="store", has_bias=False, tile_m=tile_m)
+    matmul_trit_tiles.interpret(step.launch.args, -(-n // 64) * -(-m // tile_m), **static)
+    assert y[:m, :n].tobytes() == integer.matmul(x.xq[:m, :k], x.xs[:m], w).tobytes() and np.isnan(y[m:]).all()
 
 
 def test_inputs_for_blocks_of_different_sizes():
