@@ -58,7 +58,7 @@ from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
 SIDES = 2  # row tiles of a pair
 DEEPEST = 64  # weights along K in a tile
 AHEAD = ((2, FAR), (1, NEAR))  # caches, and bytes of codes to ask for ahead
-UNROLL = 4  # rows that a turn scales; every tile_m is a multiple
+UNROLL = 2  # rows that a turn scales; every tile_m is a multiple
 SHORT = {32: 16}  # tile_m → the rows of a shorter block, for the last rows
 
 

@@ -93,7 +93,7 @@ def plan_for(order: str, isa: str, tile_m: int) -> Plan:
 
 # Rows of one tile of activations, then of two.  A batch of 5 already is faster so than by vectors; a size of its own
 # for every number of rows would be a kernel to compile for each
-TILE_BLOCKS: dict[str, tuple[int, ...]] = dict.fromkeys(("mad", "trit5"), (8, 12, 16, 20, 24, 28, 32))
+TILE_BLOCKS: dict[str, tuple[int, ...]] = dict.fromkeys(("mad", "trit5"), (8, 10, 12, 14, 16, 20, 24, 28, 32))
 
 # What a search tries: (tiles, accumulators, unroll, in_place), and distances of prefetching into the first and second
 # cache.  Families without a row have no plan
