@@ -53,13 +53,12 @@ from lutra.kernels.interleave import interleaved
 from lutra.kernels.levels import SignedLevels
 from lutra.kernels.mad import W, arguments, row_counts
 from lutra.kernels.plan import FAR, NEAR
+from lutra.kernels.tile_sums import RIGHT, SHORT, SIDES, TileSums
 from lutra.kernels.tiles import CHUNK, PAIR, ROWS, TiledWeight
 
-SIDES = 2  # row tiles of a pair
 DEEPEST = 64  # weights along K in a tile
 AHEAD = ((2, FAR), (1, NEAR))  # caches, and bytes of codes to ask for ahead
 UNROLL = 2  # rows that a turn scales; every tile_m is a multiple
-SHORT = {32: 16}  # tile_m → the rows of a shorter block, for the last rows
 
 
 @kernel
@@ -121,7 +120,7 @@ class X:
     xs_stride: Value
     sums_stride: Value
 
-    def load(self, tile: Tile, row: int, k: Value) -> None:
+    def load(self, k: Value, tile: Tile, row: int) -> None:
         tile.load(self.xq, (self.first + row) * self.xq_stride + k, self.xq_stride)
 
     def scale(self, m: Value, group: Operand) -> Value:
@@ -144,7 +143,7 @@ class Panel:
         self.parts = self.step_k // depth
         self.side_bytes = self.step_k * ROWS
         self.room = scratch(self.levels.dtype, 2 * SIDES * self.side_bytes)
-        self.tiles = [Tile(6 + side, self.levels.dtype, depth // 4, 4 * ROWS) for side in range(SIDES)]
+        self.tiles = [Tile(RIGHT + side, self.levels.dtype, depth // 4, 4 * ROWS) for side in range(SIDES)]
 
     def write(self, step: Operand) -> None:
         """Take the levels of a step out of their words."""
@@ -178,8 +177,7 @@ def multiply(w: W, x: X, panel: Panel, outs: Value, count: int) -> None:
     Sums leave their registers through memory.  So that nothing waits, those of a turn are scaled while the tiles of the
     next are multiplied, before its own are stored.
     """
-    f, sums = w.format, Sums(count)
-    lefts = [Tile(4 + block, i8, height, panel.depth) for block, height in enumerate(heights(count))]
+    f, sums, ints = w.format, TileSums(count, panel.depth), scratch(i32, count * PAIR)
     steps = w.chunks * CHUNK // panel.step_k  # of one term
     group_steps = max(1, f.group_size // panel.step_k) if f.group_size else steps
     turns = steps // group_steps * f.terms
@@ -194,45 +192,19 @@ def multiply(w: W, x: X, panel: Panel, outs: Value, count: int) -> None:
                 if part == 0:
                     panel.write(minimum(step + 1, turns * group_steps - 1))
                 panel.load(step, part)
-                start = turn // f.terms * group_steps + i
-                for block, left in enumerate(lefts):
-                    x.load(left, block * ROWS, start * panel.step_k + part * panel.depth)
-                    for side, right in enumerate(panel.tiles):
-                        sums.tiles[block][side].dot4(left, right)
+                k = (turn // f.terms * group_steps + i) * panel.step_k + part * panel.depth
+                sums.add(partial(x.load, k), panel.tiles)
             done = turn * panel.parts + part
             with when(done > 0):
-                scale(w, x, panel.levels.zero, sums, outs, count, done - 1)
-            sums.store()
-    scale(w, x, panel.levels.zero, sums, outs, count, turns * panel.parts - 1)
+                scale(w, x, panel.levels.zero, ints, outs, count, done - 1)
+            sums.store(ints, 0, PAIR)
+    scale(w, x, panel.levels.zero, ints, outs, count, turns * panel.parts - 1)
 
 
-class Sums:
-    """int32 sums of `count` rows: in registers, then in memory, [m][side][row]."""
-
-    def __init__(self, count: int):
-        self.memory = scratch(i32, count * PAIR)
-        self.tiles = [
-            [Tile(SIDES * block + side, i32, height, ROWS) for side in range(SIDES)]
-            for block, height in enumerate(heights(count))
-        ]
-
-    def zero(self) -> None:
-        for block in self.tiles:
-            for tile in block:
-                tile.zero()
-
-    def store(self) -> None:
-        for block, sides in enumerate(self.tiles):
-            for side, tile in enumerate(sides):
-                tile.store(self.memory, block * ROWS * PAIR + side * ROWS, PAIR)
-
-    def load(self, m: Value, side: int) -> Value:
-        return load(self.memory, m * PAIR + side * ROWS, ROWS)
-
-
-def scale(w: W, x: X, zero: int, sums: Sums, outs: Value, count: int, term: Value) -> None:
+def scale(w: W, x: X, zero: int, ints: Value, outs: Value, count: int, term: Value) -> None:
     """outs = fma(f32(sum of (level - zero) * xq), scale * x_scale, outs), and at the end of a group the min's part.
 
+    ints   the sums of `count` rows, [m][side][row]
     term   counts the terms of all groups
     """
     f, group = w.format, term // w.format.terms
@@ -241,7 +213,7 @@ def scale(w: W, x: X, zero: int, sums: Sums, outs: Value, count: int, term: Valu
     for m in rows_of(count):
         x_scale = x.scale(m, group if f.activation_group else 0)
         for side, its_scale in enumerate(scales):
-            acc = sums.load(m, side)
+            acc = load(ints, m * PAIR + side * ROWS, ROWS)
             if zero:
                 acc = acc - x.sum(m, group) * zero
             if zeros:
@@ -263,11 +235,6 @@ def add_mins(w: W, x: X, outs: Value, count: int, group: Value) -> None:
 
 def add_product(outs: Value, at: Value, a: Value, b: Value) -> None:
     store(outs, at, fma(a, b, load(outs, at, ROWS)))
-
-
-def heights(count: int) -> list[int]:
-    """Rows of each tile of activations."""
-    return [min(ROWS, count - first) for first in range(0, count, ROWS)]
 
 
 def rows_of(count: int) -> Iterator[Value]:

@@ -38,9 +38,9 @@ from lutra.compiler.language import (
 from lutra.formats.trits import TRITS
 from lutra.kernels.epilogue import finish_pair
 from lutra.kernels.mad import row_counts
-from lutra.kernels.matmul_tiles import SHORT, SIDES, heights
 from lutra.kernels.matmul_trit_rows import PAIRS, QUARTERS, Source, in_order, look_up, scaled, take_apart
 from lutra.kernels.plan import Plan
+from lutra.kernels.tile_sums import RIGHT, SHORT, SIDES, TileSums
 from lutra.kernels.tiles import ROWS
 from lutra.kernels.tiles_trit import ENTRIES, GROUP, GROUP_COLUMNS, GROUPS, TILE, VECTOR, VECTORS
 
@@ -105,7 +105,7 @@ class Panel:
         self.groups = (self.source.steps + (GROUP - 1)) // GROUP
         self.steps = (self.groups + (GROUPS - 1)) // GROUPS
         self.room = scratch(u8, 2 * SIDES * QUADS * VECTOR)
-        self.tiles = [Tile(6 + side, u8, QUADS, VECTOR) for side in range(SIDES)]
+        self.tiles = [Tile(RIGHT + side, u8, QUADS, VECTOR) for side in range(SIDES)]
 
     def first_group(self, step: Operand) -> Value:
         """The last step begins early enough for a whole tile, if the row has as much."""
@@ -132,20 +132,12 @@ class Panel:
 
 def multiply(panel: Panel, places: Value, begin: Value, stride: Value, totals: Value, count: int, quarter: int) -> None:
     """totals[m][quarter][row]: sums of code * activation of `count` rows, for two quarters from `quarter` on."""
-    rows = list(enumerate(heights(count)))
-    lefts = [Tile(4 + block, i8, height, GROUPS * GROUP_COLUMNS) for block, height in rows]
-    tiles = [[Tile(SIDES * block + side, i32, height, ROWS) for side in range(SIDES)] for block, height in rows]
-    for block in tiles:
-        for tile in block:
-            tile.zero()
+    tiles = TileSums(count, GROUPS * GROUP_COLUMNS)
+    tiles.zero()
     panel.write(const(0, i64), quarter)
     for step in loop(0, panel.steps):
         panel.write(minimum(step + 1, panel.steps - 1), quarter)
         panel.load(step)
-        for m, left in enumerate(lefts):
-            left.load(places, (begin + m * ROWS) * stride + panel.first_group(step) * GROUP_COLUMNS, stride)
-            for side, right in enumerate(panel.tiles):
-                tiles[m][side].dot4(left, right)
-    for m, block in enumerate(tiles):
-        for side, tile in enumerate(block):
-            tile.store(totals, m * ROWS * VECTOR + (quarter + side) * ROWS, VECTOR)
+        k = panel.first_group(step) * GROUP_COLUMNS
+        tiles.add(lambda tile, row, k=k: tile.load(places, (begin + row) * stride + k, stride), panel.tiles)
+    tiles.store(totals, quarter * ROWS, VECTOR)
