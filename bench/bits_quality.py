@@ -15,16 +15,17 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from llama_perplexity import run
 
 from lutra import machine
 from lutra.engine.llm import LLM
 from lutra.errors import LutraError
 from lutra.files import open_model
-from lutra.files.blocks_write import SIZES
 from lutra.files.model_file import LazyTensor
 from lutra.files.names import LINEARS
 from lutra.formats.qtensor import QTensor
@@ -35,17 +36,24 @@ from lutra.model.to_gguf import export
 # formats near 2, 2.5, 3 and 4 bits, each with the methods that can write it
 FORMATS: dict[str, tuple[str, ...]] = {
     "ternary-g128": ("clip", "gptq+clip"),
+    "planes2-g256": ("rtn", "gptq", "gptq+clip"),
+    "planes2-g128": ("gptq",),
+    "planes2-g64": ("gptq",),
     "planes2-g128-mins": ("clip", "gptq+clip"),
     "planes2-g64-mins": ("rtn", "clip", "awq+clip", "gptq", "gptq+clip"),
     "planes2-g32-mins-u8xf16": ("clip", "gptq+clip"),
     "planes1x2-g128-mins": ("hlq", "gptq+hlq"),
     "planes1x2-g64-mins": ("hlq", "gptq+hlq"),
     "planes2-g32-mins": ("clip", "gptq+clip"),
+    "planes3-g256": ("rtn", "gptq"),
+    "planes3-g128": ("gptq", "gptq+clip"),
     "planes3-g128-mins": ("clip", "gptq+clip"),
     "planes3-g64-mins": ("rtn", "clip", "awq+clip", "gptq", "gptq+clip"),
     "planes3-g32-mins-u8xf16": ("clip", "gptq+clip"),
     "ternaryx2-g128": ("ptqtp",),
     "planes1x3-g128-mins": ("hlq", "gptq+hlq"),
+    "planes4-g128": ("gptq",),
+    "planes4-g64": ("gptq",),
     "planes4-g128-mins": ("clip", "gptq+clip"),
     "planes4-g32-mins": ("rtn", "clip", "awq+clip", "gptq", "gptq+clip"),
     "planes4-g32": ("rtn", "gptq+clip"),
@@ -54,7 +62,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "e2m1-g32-e8m0": ("rtn",),
     "iq4nl-g32": ("rtn", "gptq"),
 }
-TYPES = ("Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "IQ4_NL", "IQ4_XS", "TQ2_0")  # of llama.cpp, without a matrix
+# Of llama.cpp: without and with a matrix of importance, which llama-imatrix makes of the calibration text
+TYPES = ("Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_K", "IQ4_NL", "IQ4_XS", "TQ2_0")
+MATRIX_TYPES = ("IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K", "IQ4_XS", "IQ4_NL", "Q4_K")
 
 
 def bits_per_weight(path: Path) -> float:
@@ -70,8 +80,8 @@ def bits_per_weight(path: Path) -> float:
 def stored_bytes(tensor: LazyTensor) -> float:
     """Bytes of a matrix as its file has it: K-quants have scales of 6 bits there."""
     size = tensor.shape[0] * tensor.shape[1]
-    if tensor.stored_type in SIZES:
-        block_size, block_bytes = SIZES[tensor.stored_type]
+    if tensor.stored_type in GGMLQuantizationType.__members__:
+        block_size, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[tensor.stored_type]]
         return size / block_size * block_bytes
     value = tensor.read()
     return value.nbytes if isinstance(value, QTensor) else 2 * size
@@ -94,15 +104,28 @@ def _quantised(options: argparse.Namespace, recipe: Recipe, folder: Path) -> Pat
 
 
 def theirs(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str, Any]]:
-    for kind in TYPES if options.bin else ():
-        yield f"llama.cpp {kind}", "llama.cpp", lambda kind=kind: _llama(options, kind, folder)
+    for kind, with_matrix in [*((kind, False) for kind in TYPES), *((kind, True) for kind in MATRIX_TYPES)]:
+        name = f"llama.cpp {kind}" + (", matrix" if with_matrix else "")
+        if options.bin:
+            yield name, "llama.cpp", partial(_llama, options, kind, folder, with_matrix)
 
 
-def _llama(options: argparse.Namespace, kind: str, folder: Path) -> Path:
+def _llama(options: argparse.Namespace, kind: str, folder: Path, with_matrix: bool) -> Path:
     source, target = folder / "float.gguf", folder / "theirs.gguf"
     if not source.exists():
         export(options.model, source)
-    run(str(options.bin / "llama-quantize"), "--pure", "--token-embedding-type", "bf16", str(source), str(target), kind)
+    matrix = ["--imatrix", str(_matrix(options, source, folder))] if with_matrix else []
+    kept = ["--token-embedding-type", "bf16", "--output-tensor-type", "bf16"]
+    run(str(options.bin / "llama-quantize"), "--pure", *kept, *matrix, str(source), str(target), kind)
+    return target
+
+
+def _matrix(options: argparse.Namespace, source: Path, folder: Path) -> Path:
+    """What llama-imatrix makes of as many windows of the calibration text as our methods see."""
+    target = folder / "matrix.gguf"
+    if not target.exists():
+        seen = ["-f", str(options.calib), "--chunks", str(options.windows), "-c", str(options.length)]
+        run(str(options.bin / "llama-imatrix"), "-m", str(source), "-o", str(target), *seen)
     return target
 
 
@@ -118,7 +141,7 @@ def main() -> None:
     options.add_argument("text", type=Path)
     options.add_argument("--calib", type=Path, required=True)
     options.add_argument("--out", type=Path, required=True, help="JSON, for bench/pareto.py")
-    options.add_argument("--bin", type=Path, help="the folder with llama-quantize")
+    options.add_argument("--bin", type=Path, help="the folder with llama-quantize and llama-imatrix")
     options.add_argument("--context", type=int, default=256)
     options.add_argument("--windows", type=int, default=64, help="of calibration")
     options.add_argument("--length", type=int, default=256, help="tokens of one")

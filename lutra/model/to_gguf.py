@@ -153,13 +153,14 @@ def _tensors(file: ModelFile, config: ModelConfig, architecture: str) -> Iterato
         part = rotated_part(name)
         if part is not None and architecture in INTERLEAVED_ARCHITECTURES:
             value = _rows(value, np.argsort(half_rotation_rows(value.shape[0], heads[part])))
+        if isinstance(value, np.ndarray) and value.ndim == 1:
+            value = np.asarray(value, np.float32)  # llama.cpp multiplies by no other norms
         if name in outside:
             yield outside[name], value
             continue
         _, layer, rest = name.split(".", 2)
         rest, is_bias = rest.removesuffix(".bias"), rest.endswith(".bias")
-        dense = np.asarray(value, np.float32) if isinstance(value, np.ndarray) and value.ndim == 1 else value
-        yield f"blk.{layer}.{parts[rest]}.{'bias' if is_bias else 'weight'}", dense
+        yield f"blk.{layer}.{parts[rest]}.{'bias' if is_bias else 'weight'}", value
     factors = _rope_factors(file, config)
     if factors is not None:
         yield "rope_freqs.weight", factors

@@ -47,6 +47,15 @@ def test_hugging_face_folders(tmp_path, family):
     assert ours.encode(text) == theirs.encode(text) and ours.eos_ids == theirs.eos_ids
 
 
+def test_norms_are_f32(tmp_path):
+    """llama.cpp aborts when it meets one of 16 bits, the last one too."""
+    tiny_hf(tmp_path / "hf", dtype=np.float16)
+    stored = {name: tensor for name, tensor in open_model(exported(tmp_path, tmp_path / "hf")).tensors.items()}
+    norms = {name: tensor.stored_type for name, tensor in stored.items() if len(tensor.shape) == 1}
+    assert any(not name.startswith("layers.") for name in norms) and set(norms.values()) == {"F32"}
+    assert {stored[name].stored_type for name in stored.keys() - norms.keys()} == {"F16"}
+
+
 @pytest.mark.parametrize("quant", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_1", "Q8_0", "TQ2_0"])
 def test_gguf_files_come_back(tmp_path, quant):
     source = tiny_llama_gguf(tmp_path / "in.gguf", quant=quant)
